@@ -1,0 +1,1 @@
+"""The embedded stack: broker, Java, supervisor, doctor. Knows adapters and domain only."""

@@ -1,0 +1,24 @@
+"""Puts the code location together: one ``definitions`` per subject, merged.
+
+Belongs here: which subjects there are. Does not: any asset, job or sensor.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from smoke_platform.settings import Settings, load_settings
+
+
+def build_definitions(settings: Settings | None = None) -> dg.Definitions:
+    """The whole code location, for ``settings`` or, where none are given, those of the environment."""
+    from smoke_platform.orchestration import landing, maintenance, models, monitoring, warehouse
+
+    chosen = settings or load_settings()
+    return dg.Definitions.merge(
+        landing.definitions(chosen),
+        warehouse.definitions(chosen),
+        models.definitions(chosen),
+        monitoring.definitions(chosen),
+        maintenance.definitions(chosen),
+    )

@@ -1,0 +1,44 @@
+"""Names that several subjects share: asset groups and keys, jobs, pools and tags.
+
+Every asset is reached through a key of this module, so that a typing slip is an import error.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+GROUP_LANDING = "landing"
+GROUP_FEATURES = "features"
+GROUP_MODELS = "models"
+GROUP_MONITORING = "monitoring"
+
+TOPIC_READINGS = dg.AssetKey(["kafka", "smoke_sensor_data"])
+TOPIC_DEAD_LETTERS = dg.AssetKey(["kafka", "smoke_dead_letters"])
+READINGS = dg.AssetKey(["lake", "readings"])
+FEATURES = dg.AssetKey(["lake", "features"])
+SIMULATED_READINGS = dg.AssetKey(["lake", "simulated_readings"])
+TRAINING_EXAMPLES = dg.AssetKey(["warehouse", "training_examples"])
+CANDIDATE_MODEL = dg.AssetKey(["models", "candidate"])
+CHAMPION_MODEL = dg.AssetKey(["models", "champion"])
+DRIFT_REPORT = dg.AssetKey(["monitoring", "drift_report"])
+DATA_QUALITY = dg.AssetKey(["monitoring", "data_quality"])
+MODEL_PERFORMANCE = dg.AssetKey(["monitoring", "model_performance"])
+HISTORY = dg.AssetKey(["monitoring", "history"])
+
+JOB_LANDING = "landing_job"
+JOB_BATCH = "batch_job"
+JOB_TRAINING = "training_job"
+JOB_QUALITY = "data_quality_job"
+JOB_PERFORMANCE = "model_performance_job"
+JOB_HISTORY = "history_job"
+JOB_DRIFT = "drift_job"
+JOB_PRUNE = "prune_event_log_job"
+
+#: One run at a time may open the warehouse's file, and one MLflow's store.
+POOL_WAREHOUSE = "warehouse"
+POOL_REGISTRY = "registry"
+
+#: Every job but landing carries it; dagster.yaml leaves landing a slot of its own.
+KIND_TAG = "smoke/kind"
+BATCH_TAGS = {KIND_TAG: "batch"}
+LANDING_TAGS = {KIND_TAG: "landing"}

@@ -1,0 +1,1 @@
+"""Long-running programs on the stream: producer and micro-batch writer. Knows adapters and domain only."""
