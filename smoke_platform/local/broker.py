@@ -1,0 +1,313 @@
+"""The embedded broker: a real Apache Kafka (KRaft, one node) as a process of this machine, with its data on disk.
+
+Belongs here: its configuration, its first formatting, its start, its readiness and its end. Does not: topics
+(adapters/kafka.py), where the jars come from (jars.py), who restarts it in the supervised platform (supervisor.py).
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+import weakref
+from pathlib import Path
+
+from smoke_platform.domain.errors import SmokeError
+from smoke_platform.local import ports
+from smoke_platform.local.jars import Progress, ensure_jars, silent
+from smoke_platform.local.java import find_java
+
+NODE_ID = 1
+#: After kill -9 the broker waits until its own old session has run out; Kafka's defaults are 9 s and 2 s.
+SESSION_TIMEOUT_MS = 1500
+HEARTBEAT_MS = 300
+#: Enough for thousands of partitions' worth of a single machine's traffic; the log itself lives in the page cache.
+HEAP_MB = 512
+WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound
+
+
+class EmbeddedBroker:
+    """One Kafka broker, its own controller, on this machine.
+
+    Args:
+        home: folder of its data, configuration and log.
+        port: where clients connect.
+        controller_port: where the controller listens, on loopback.
+        cache_dir: folder that holds the jars for all brokers of this user.
+        host: address it listens on and tells its clients; with a wildcard, they are told the machine's own address.
+        port_settings: names of the settings that move the two ports, for the message when one is taken.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        port: int,
+        controller_port: int,
+        cache_dir: Path,
+        *,
+        host: str = "127.0.0.1",
+        port_settings: tuple[str, str] = ("SMOKE_KAFKA_PORT", "SMOKE_KAFKA_CONTROLLER_PORT"),
+    ) -> None:
+        self.home = home.absolute()
+        self.port = port
+        self.controller_port = controller_port
+        self.cache_dir = cache_dir
+        self.host = host
+        self._port_settings = port_settings
+        self._class_path: list[Path] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"{ports.reachable(self.host)}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the broker that this object started, None while there is none."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    @property
+    def data_dir(self) -> Path:
+        return self.home / "data"
+
+    @property
+    def log_file(self) -> Path:
+        return self.home / "logs" / "server.log"
+
+    @property
+    def formatted(self) -> bool:
+        return (self.data_dir / "meta.properties").is_file()
+
+    # -- preparation -------------------------------------------------------------------------------------
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Fetches the jars where needed, writes the configuration, formats the data folder if it is new.
+
+        Raises:
+            SmokeError: no Java, no network for a first download, or a jar that is not the one of the list.
+        """
+        say = progress or silent
+        java = find_java()
+        self._class_path = ensure_jars(self.cache_dir, say, java)
+        self.log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        _write_if_changed(self.home / "server.properties", self._properties())
+        _write_if_changed(self.home / "log4j2.properties", self._log_configuration())
+        if self.formatted:
+            return
+        say("formatting the broker's data folder")
+        cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode("ascii").rstrip("=")
+        command = [
+            *self._java_command(heap_mb=128), "kafka.tools.StorageTool", "format", "--standalone",
+            f"--cluster-id={cluster_id}", "--config", str(self.home / "server.properties"),
+        ]  # fmt: skip
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode != 0 or not self.formatted:
+            ending = " ".join((answer.stdout + answer.stderr).split()[-60:])
+            raise SmokeError(f"the broker's data folder {self.data_dir} could not be formatted: {ending}")
+
+    def _advertised_host(self) -> str:
+        if self.host not in WILDCARDS:
+            return self.host
+        # Connecting a datagram socket sends nothing; it only asks the routing table for our own address.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        return "127.0.0.1"
+
+    def _properties(self) -> str:
+        lines = {
+            "process.roles": "broker,controller",
+            "node.id": NODE_ID,
+            "controller.quorum.bootstrap.servers": f"127.0.0.1:{self.controller_port}",
+            "listeners": f"PLAINTEXT://{self.host}:{self.port},CONTROLLER://127.0.0.1:{self.controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{self._advertised_host()}:{self.port},"
+            f"CONTROLLER://127.0.0.1:{self.controller_port}",
+            "controller.listener.names": "CONTROLLER",
+            "inter.broker.listener.name": "PLAINTEXT",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
+            "log.dirs": self.data_dir,
+            "broker.session.timeout.ms": SESSION_TIMEOUT_MS,
+            "broker.heartbeat.interval.ms": HEARTBEAT_MS,
+            # Topics are made on purpose, with a partition count; a typing slip must not make one.
+            "auto.create.topics.enable": "false",
+            "offsets.topic.replication.factor": 1,
+            "offsets.topic.num.partitions": 8,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "transaction.state.log.num.partitions": 4,
+            "share.coordinator.state.topic.replication.factor": 1,
+            "share.coordinator.state.topic.min.isr": 1,
+            "share.coordinator.state.topic.num.partitions": 4,
+            # One consumer of a group is the usual case here; waiting 3 s for more of them delays every start.
+            "group.initial.rebalance.delay.ms": 0,
+            "num.network.threads": 2,
+            "num.io.threads": 4,
+            "log.cleaner.dedupe.buffer.size": 33554432,
+            # A dead letter carries the rejected bytes and the facts about them, so it outgrows the reading.
+            "message.max.bytes": 10485760,
+            "replica.fetch.max.bytes": 10485760,
+        }
+        return "".join(f"{name}={value}\n" for name, value in lines.items())
+
+    def _log_configuration(self) -> str:
+        return "\n".join(
+            [
+                "status=error",
+                "appender.file.type=RollingFile",
+                "appender.file.name=file",
+                f"appender.file.fileName={self.log_file}",
+                f"appender.file.filePattern={self.log_file}.%i",
+                "appender.file.layout.type=PatternLayout",
+                "appender.file.layout.pattern=%d{yyyy-MM-dd'T'HH:mm:ss.SSSXXX}{UTC} %p %m (%c)%n",
+                "appender.file.policies.type=Policies",
+                "appender.file.policies.size.type=SizeBasedTriggeringPolicy",
+                "appender.file.policies.size.size=10MB",
+                "appender.file.strategy.type=DefaultRolloverStrategy",
+                "appender.file.strategy.max=3",
+                "rootLogger.level=info",
+                "rootLogger.appenderRef.file.ref=file",
+                "logger.config.name=org.apache.kafka.common.config.AbstractConfig",
+                "logger.config.level=warn",
+                "",
+            ]
+        )
+
+    def _java_command(self, heap_mb: int = HEAP_MB) -> list[str]:
+        return [
+            str(find_java().command), f"-Xmx{heap_mb}m", "-Xms64m", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20",
+            "-XX:+ExitOnOutOfMemoryError", "-Djava.awt.headless=true",
+            f"-Dlog4j2.configurationFile={self.home / 'log4j2.properties'}", "-Dlog4j2.disable.jmx=true",
+            "-cp", os.pathsep.join(map(str, self._class_path)),
+        ]  # fmt: skip
+
+    def command(self) -> list[str]:
+        """The command line of the prepared broker; SIGTERM to its process is a clean stop."""
+        return [*self._java_command(), "kafka.Kafka", str(self.home / "server.properties")]
+
+    # -- life --------------------------------------------------------------------------------------------
+    def require_ports(self) -> None:
+        """Raises SmokeError where one of the two ports is taken, with the setting that moves it."""
+        ports.require_free(self.host, self.port, self._port_settings[0], "the Kafka broker")
+        ports.require_free("127.0.0.1", self.controller_port, self._port_settings[1], "the Kafka controller")
+
+    def start(self, timeout_s: float = 60) -> None:
+        """Starts the broker and returns when it serves clients; it ends with this process at the latest.
+
+        Raises:
+            SmokeError: a port is taken, or the broker ended or was not ready in time (with its last log lines).
+        """
+        if self.pid is not None:
+            return
+        if not self._class_path:
+            self.prepare()
+        self.require_ports()
+        command = self.command()
+        # The tether is to a thread, in Linux's eyes: from a passing one it would end the broker too early.
+        if threading.current_thread() is threading.main_thread():
+            command = [
+                sys.executable,
+                "-I",
+                "-S",
+                str(Path(__file__).with_name("tethered.py")),
+                str(os.getpid()),
+                *command,
+            ]
+        with (self.home / "logs" / "console.log").open("wb") as console:
+            # A session of its own, so that Ctrl-C in a terminal reaches us first and we stop it cleanly.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
+            )
+        atexit.register(_stop_at_exit, weakref.ref(self))
+        try:
+            self.wait_ready(timeout_s)
+        except BaseException:
+            self.kill()
+            raise
+
+    def wait_ready(self, timeout_s: float = 60) -> None:
+        """Waits until the broker answers Kafka's protocol and leads every partition it has.
+
+        Raises:
+            SmokeError: the broker ended, or the time is over; with its last log lines.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not is_ready(self.bootstrap_servers, NODE_ID):
+            if self._process is not None and self._process.poll() is not None:
+                raise SmokeError(f"the broker ended with code {self._process.returncode}: {self._last_words()}")
+            if time.monotonic() > deadline:
+                raise SmokeError(f"the broker was not ready within {timeout_s:g} s: {self._last_words()}")
+            time.sleep(0.05)
+
+    def _last_words(self) -> str:
+        for file in (self.log_file, self.home / "logs" / "console.log"):
+            with contextlib.suppress(OSError):
+                lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+                telling = [line for line in lines if " ERROR " in line or " FATAL " in line or "Exception" in line]
+                if telling or lines:
+                    return "\n    ".join(["", *(telling or lines)[-8:], f"(from {file})"])
+        return "it left no log"
+
+    def stop(self, timeout_s: float = 30) -> None:
+        """Stops it cleanly, by force where that takes longer than ``timeout_s``; nothing happens if none runs."""
+        self._end(signal.SIGTERM, timeout_s)
+
+    def kill(self) -> None:
+        """Ends it as a power failure would: SIGKILL."""
+        self._end(signal.SIGKILL, 10)
+
+    def _end(self, how: signal.Signals, timeout_s: float) -> None:
+        process = self._process
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(how)
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+        self._process = None
+
+
+def is_ready(bootstrap_servers: str, node_id: int | None = None, timeout_s: float = 1.0) -> bool:
+    """Whether a broker answers a metadata request, names itself, and leads every partition that it names.
+
+    A port that accepts connections is not enough: a broker that has just been restarted accepts them seconds before
+    it serves.
+    """
+    host, _, port = bootstrap_servers.partition(",")[0].rpartition(":")
+    if not ports.answers(host.strip("[]"), int(port)):
+        return False
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    client = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 0, "socket.timeout.ms": 1000})
+    try:
+        metadata = client.list_topics(timeout=timeout_s)
+    except KafkaException:
+        return False
+    if not metadata.brokers or (node_id is not None and node_id not in metadata.brokers):
+        return False
+    return all(partition.leader >= 0 for topic in metadata.topics.values() for partition in topic.partitions.values())
+
+
+def _stop_at_exit(reference: weakref.ref[EmbeddedBroker]) -> None:
+    broker = reference()
+    if broker is not None:
+        broker.stop(10)
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
+        return
+    replacement = path.with_name(path.name + ".new")
+    replacement.write_text(text, encoding="utf-8")
+    replacement.replace(path)
