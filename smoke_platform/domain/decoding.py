@@ -1,0 +1,280 @@
+"""Decoding of whole batches of messages into columns, in the very terms of ``domain.readings.parse_reading``.
+
+Belongs here: the fast paths and the rule for when they may decide. Does not: what a reading is (``domain.readings``),
+where messages come from or where the columns go.
+
+There are three paths, each for what the one before could not settle:
+
+1. *Vectorised*: many messages are read at once by Polars' JSON reader, outside Python's lock. It is lenient in a few
+   ways (unknown and repeated keys, numbers as text), so a certificate over the whole text must first show that no
+   message in it makes use of them.
+2. *Strict*: msgspec reads each message into a closed structure.
+3. ``parse_reading``, message by message.
+
+The first two only ever *accept*: canonical names, right types, values in range, the usual time format. The third alone
+rejects. So the paths can only differ where a fast one accepts what ``parse_reading`` refuses or reads otherwise, and
+the property tests look for exactly that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from smoke_platform.domain.readings import (
+    ALL_SENSOR_NAMES,
+    ALL_SENSORS,
+    EARLIEST_EVENT_TIME,
+    LARGEST_CLOCK_LEAD,
+    LARGEST_SEQUENCE,
+    LONGEST_DEVICE_ID,
+    SCHEMA_VERSION,
+    ReadingRejected,
+    Source,
+    parse_reading,
+)
+
+_TIME = pl.Datetime("us", "UTC")
+
+#: Columns of a decoded batch; ``row`` is the message's index in the batch.
+DECODED_SCHEMA: dict[str, pl.DataType] = {
+    "row": pl.UInt32(),
+    "device_id": pl.String(),
+    "event_time": _TIME,
+    **{name: pl.Float64() for name in ALL_SENSOR_NAMES},
+    "fire_alarm": pl.Boolean(),
+    "sequence": pl.Int64(),
+    "schema_version": pl.Int32(),
+    "source": pl.String(),
+}
+_DECODED = list(DECODED_SCHEMA)
+#: As the fast paths read a message, before its values are judged.
+_RAW_SCHEMA: dict[str, pl.DataType] = {
+    **{name: kind for name, kind in DECODED_SCHEMA.items() if name != "row"},
+    "event_time": pl.String(),
+    "schema_version": pl.Int64(),
+}
+#: A batch that holds something unusual is cut into pieces of this size, so that few usual messages share its detour.
+_PIECE = 512
+
+_STRICT = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "_StrictReading",
+        [
+            ("device_id", str),
+            ("event_time", str),
+            *((name, float | None, None) for name in ALL_SENSOR_NAMES),
+            ("fire_alarm", bool | None, None),
+            ("sequence", int | None, None),
+            ("schema_version", int, SCHEMA_VERSION),
+            ("source", str | None, None),
+        ],
+        # An alias beside its canonical name would hide among unknown fields.
+        forbid_unknown_fields=True,
+        # Millions of short-lived objects without cycles: the collector has nothing to find in them.
+        gc=False,
+    )
+)
+#: The form in which nearly all devices write time; any other is left to ``datetime.fromisoformat``. The digits are
+#: spelt out because chrono takes fewer of them and second 60, which Python does not.
+_USUAL_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9](\.[0-9]{1,6})?Z$"
+_SOURCES = sorted(map(str, Source))
+
+
+def decode_batch(
+    values: Sequence[bytes | None], append_times_ms: Sequence[int]
+) -> tuple[pl.DataFrame, list[tuple[int, ReadingRejected]]]:
+    """Decides for each message whether it is a reading, as ``parse_reading`` would.
+
+    Args:
+        values: the messages' bytes; ``None`` is a tombstone and no reading.
+        append_times_ms: when the broker appended each, in epoch milliseconds; negative where unknown, and then "too
+            far in the future" is not judged.
+
+    Returns:
+        The readings in the order of ``values`` (columns of ``DECODED_SCHEMA``; -0.0 is stored as 0.0), and the rejected
+        messages as (index, why), in the same order.
+    """
+    accepted: list[pl.DataFrame] = []
+    open_places: list[int] = []
+    whole = _vectorised(values, 0, append_times_ms)
+    if whole is not None:
+        frame, doubtful = whole
+        accepted.append(frame)
+        open_places.extend(doubtful)
+    else:
+        for start in range(0, len(values), _PIECE):
+            piece = values[start : start + _PIECE]
+            appended = append_times_ms[start : start + _PIECE]
+            frame, doubtful = _vectorised(piece, start, appended) or _strict(piece, start, appended)
+            accepted.append(frame)
+            open_places.extend(doubtful)
+    rejects: list[tuple[int, ReadingRejected]] = []
+    if open_places:
+        frame, rejects = _decide_each(sorted(open_places), values, append_times_ms)
+        accepted.append(frame)
+    decoded = accepted[0] if len(accepted) == 1 else pl.concat(accepted)
+    return (decoded.sort("row") if open_places and decoded.height else decoded), rejects
+
+
+def _vectorised(
+    values: Sequence[bytes | None], start: int, append_times_ms: Sequence[int]
+) -> tuple[pl.DataFrame, list[int]] | None:
+    """The first path; ``None`` where the certificate fails for these messages as a whole."""
+    if not values:
+        return pl.DataFrame(schema=DECODED_SCHEMA), []
+    try:
+        text = b"\n".join(values)  # type: ignore[arg-type] # a tombstone raises, and so fails the certificate
+    except TypeError:
+        return None
+    if not _one_flat_object_a_line(text, len(values)):
+        return None
+    try:
+        raw = pl.read_ndjson(text, schema=_RAW_SCHEMA)
+    except pl.exceptions.ComputeError:
+        return None  # not JSON, or a value of another type: which message it is, the next path finds out
+    if raw.height != len(values) or not _nothing_but_what_was_read(text, raw):
+        return None
+    return _judge(raw, np.arange(start, start + len(values), dtype=np.uint32), append_times_ms)
+
+
+def _one_flat_object_a_line(text: bytes, count: int) -> bool:
+    """Whether each of the joined messages is one line ``{...}`` without nested objects, arrays or escapes."""
+    octets = np.frombuffer(text, dtype=np.uint8)
+    breaks = np.flatnonzero(octets == ord("\n"))
+    return (
+        len(breaks) == count - 1
+        and text.startswith(b"{")
+        and text.endswith(b"}")
+        and bool((octets[breaks - 1] == ord("}")).all())
+        and bool((octets[breaks + 1] == ord("{")).all())
+        and text.count(b"{") == count
+        and text.count(b"}") == count
+        and b"\\" not in text
+        and b"[" not in text
+    )
+
+
+def _nothing_but_what_was_read(text: bytes, raw: pl.DataFrame) -> bool:
+    """Whether every key in the text is a known one that occurs once and whose value was read as written.
+
+    A message that is as it should be has two quotation marks for each value that was read, and two more for each text.
+    A key that is unknown, repeated or null, or a text that was not recognised, adds marks; the only thing that takes
+    any away is a device id that is no text (two marks), and then ``"device_id":"`` is missing once. For that count to
+    come out right, another message must have it twice, which adds four. So the sums agree only if each message does.
+    """
+    quotes = int(np.count_nonzero(np.frombuffer(text, dtype=np.uint8) == ord('"')))
+    present = sum(raw.height - raw[name].null_count() for name in _RAW_SCHEMA)
+    texts = raw.select(
+        pl.col("device_id").is_not_null().sum(),
+        pl.col("event_time").str.contains(_USUAL_TIME).sum(),
+        pl.col("source").is_in(_SOURCES).sum(),
+    ).row(0)
+    return quotes == 2 * (present + sum(texts)) and text.count(b'"device_id":"') == raw.height
+
+
+def _strict(
+    values: Sequence[bytes | None], start: int, append_times_ms: Sequence[int]
+) -> tuple[pl.DataFrame, list[int]]:
+    """The second path: messages it can't read are left open."""
+    structs = []
+    places: list[int] = []
+    left: list[int] = []
+    for place, value in enumerate(values):
+        try:
+            structs.append(_STRICT.decode(value))  # type: ignore[arg-type] # a tombstone raises: that is its way out
+        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+            left.append(start + place)
+        else:
+            places.append(place)
+    if not structs:
+        return pl.DataFrame(schema=DECODED_SCHEMA), left
+    columns = dict(zip(_RAW_SCHEMA, zip(*map(msgspec.structs.astuple, structs), strict=True), strict=True))
+    # Beyond what the columns hold: such a number can't be accepted, so any illegal one may stand for it.
+    columns["sequence"] = tuple(-1 if n is not None and n > LARGEST_SEQUENCE else n for n in columns["sequence"])
+    columns["schema_version"] = tuple(n if n == SCHEMA_VERSION else 0 for n in columns["schema_version"])
+    raw = pl.DataFrame([pl.Series(name, columns[name], dtype=kind) for name, kind in _RAW_SCHEMA.items()])
+    rows = np.asarray(places, dtype=np.uint32) + np.uint32(start)
+    frame, doubtful = _judge(raw, rows, [append_times_ms[place] for place in places])
+    return frame, left + doubtful
+
+
+def _judge(raw: pl.DataFrame, rows: np.ndarray, append_times_ms: Sequence[int]) -> tuple[pl.DataFrame, list[int]]:
+    """Of strictly read messages those that are readings beyond doubt, and the rows of the others."""
+    ids = raw["device_id"].unique()
+    good_ids = [device_id for device_id in ids if device_id is not None and _usual_device_id(device_id)]
+    parsed = raw.with_columns(
+        pl.Series("row", rows, dtype=pl.UInt32),
+        pl.Series("_appended", append_times_ms, dtype=pl.Int64),
+        event_time=pl.when(pl.col("event_time").str.contains(_USUAL_TIME))
+        .then(pl.col("event_time"))
+        .str.strptime(pl.Datetime("us"), "%Y-%m-%dT%H:%M:%S%.fZ", strict=False)
+        .dt.replace_time_zone("UTC"),
+        source=pl.col("source").fill_null(str(Source.DEVICE)),
+        schema_version=pl.col("schema_version").fill_null(SCHEMA_VERSION).cast(pl.Int32, strict=False),
+        # One representation of zero: an integer -0 is 0.0 to one parser and -0.0 to another.
+        **{name: pl.col(name) + 0.0 for name in ALL_SENSOR_NAMES},
+    )
+    latest = pl.from_epoch("_appended", time_unit="ms").cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
+    conditions = [
+        (pl.col("event_time") >= EARLIEST_EVENT_TIME).fill_null(value=False),
+        (pl.col("_appended") < 0) | (pl.col("event_time") <= latest + LARGEST_CLOCK_LEAD).fill_null(value=False),
+        pl.any_horizontal(pl.col(name).is_not_null() for name in ALL_SENSOR_NAMES),
+        *(pl.col(sensor.name).is_between(sensor.low, sensor.high).fill_null(value=True) for sensor in ALL_SENSORS),
+        pl.col("sequence").is_between(0, LARGEST_SEQUENCE).fill_null(value=True),
+        (pl.col("schema_version") == SCHEMA_VERSION).fill_null(value=False),
+        pl.col("source").is_in(_SOURCES),
+    ]
+    if len(good_ids) != len(ids):
+        conditions.append(pl.col("device_id").is_in(good_ids).fill_null(value=False))
+    verdict = parsed.select(pl.all_horizontal(conditions)).to_series()
+    decided = parsed.select(_DECODED)
+    if verdict.all():
+        return decided, []
+    return decided.filter(verdict), parsed["row"].filter(~verdict).to_list()
+
+
+def _usual_device_id(device_id: str) -> bool:
+    return 0 < len(device_id) <= LONGEST_DEVICE_ID and device_id.isprintable() and device_id == device_id.strip()
+
+
+def _decide_each(
+    places: list[int], values: Sequence[bytes | None], append_times_ms: Sequence[int]
+) -> tuple[pl.DataFrame, list[tuple[int, ReadingRejected]]]:
+    rows: list[tuple[object, ...]] = []
+    rejects: list[tuple[int, ReadingRejected]] = []
+    for place in places:
+        try:
+            reading = parse_reading(values[place], append_time=append_moment(append_times_ms[place]))
+        except ReadingRejected as reject:
+            rejects.append((place, reject))
+            continue
+        rows.append(
+            (
+                place,
+                reading.device_id,
+                reading.event_time,
+                *(_plain_zero(reading.sensors.get(name)) for name in ALL_SENSOR_NAMES),
+                reading.fire_alarm,
+                reading.sequence,
+                reading.schema_version,
+                str(reading.source),
+            )
+        )
+    return pl.DataFrame(rows, schema=DECODED_SCHEMA, orient="row"), rejects
+
+
+def _plain_zero(value: float | None) -> float | None:
+    return None if value is None else value + 0.0
+
+
+def append_moment(append_time_ms: int) -> datetime | None:
+    """A broker's append time as a moment, ``None`` where it is negative (unknown)."""
+    if append_time_ms < 0:
+        return None
+    seconds, milliseconds = divmod(append_time_ms, 1000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=milliseconds * 1000)
