@@ -73,6 +73,12 @@ class Settings(BaseModel):
     mlflow_uri: str = _setting("SMOKE_MLFLOW_URI", "", "MLflow's store; empty: SQLite in SMOKE_HOME", section="Places")
     bind_host: str = _setting("SMOKE_BIND_HOST", "127.0.0.1", "Address the services listen on", section="Places")
     api_port: int = _setting("SMOKE_API_PORT", 5000, "API and console", section="Places", ge=1, le=65535)
+    api_token: SecretStr | None = _setting(
+        "SMOKE_API_TOKEN",
+        None,
+        "Token for the API's changing endpoints; they are switched off without one",
+        section="Places",
+    )
     dagster_port: int = _setting("SMOKE_DAGSTER_PORT", 3000, "Dagster's UI", section="Places", ge=1, le=65535)
     dagster_grpc_port: int = _setting(
         "SMOKE_DAGSTER_GRPC_PORT", 4266, "Dagster's code server", section="Places", ge=1, le=65535
