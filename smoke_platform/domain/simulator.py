@@ -171,8 +171,8 @@ FIRE_FAMILIES: Final = (
 _FIRE_WEIGHTS = np.array([0.22, 0.20, 0.20, 0.15, 0.06, 0.05, 0.12])
 #: One episode of a kind in one slot of time at most; each fits into its slot with all its smoke.
 _FIRE_SLOT_S, _NUISANCE_SLOT_S = 7200, 3600
-#: Episodes are over when this many time constants of decay have passed (2% are left).
-_DECAYS = 4.0
+#: Episodes are over when this many time constants of decay have passed.
+_DECAYS = 5.0
 
 #: From when on a fire counts as detectable at the device, on noise-free values: 25 ug/m3 of smoke is some
 #: hundredth of what a smoke alarm needs, 2 K a tenth of what a heat detector needs, 5 ppm of CO a sixth of
@@ -423,7 +423,10 @@ class _Episode:
         source = np.clip(age, 0.0, self.on_s)
         grown = self._grown(source)
         after = np.maximum(age - self.on_s, 0.0)
-        return np.asarray(np.where(age <= 0, 0.0, grown * np.exp(-after / self.decay_s)))
+        # The decay reaches zero at the end, not at infinity, so that no episode ends with a jump.
+        left = math.exp(-_DECAYS)
+        cleared = np.maximum((np.exp(-after / self.decay_s) - left) / (1 - left), 0.0)
+        return np.asarray(np.where(age <= 0, 0.0, grown * cleared))
 
     def _grown(self, age: Array) -> Array:
         form, first, second = self.shape
