@@ -1,0 +1,322 @@
+"""The warehouse in Dagster: dbt's models with their tests, the published marts, and when a day is built.
+
+Belongs here: assets, checks, job, schedule and sensor of the warehouse. Does not: SQL (``dbt_project``), what a build
+reads and publishes (``adapters.warehouse``), which days are due (``domain.day_builds``), the features
+(``orchestration.models``), which the batch job computes before it builds.
+"""
+
+import json
+import secrets
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, date, datetime, timedelta
+from importlib.metadata import version as installed_version
+from typing import Any, cast
+
+import dagster as dg
+from dagster_dbt import DagsterDbtTranslator, DbtCliResource, dbt_assets
+from packaging.version import Version
+
+from smoke_platform.adapters import warehouse
+from smoke_platform.adapters.lake import Lake
+from smoke_platform.adapters.warehouse import LogPosition
+from smoke_platform.adapters.warehouse_schema import MARTS, PROJECT_DIR, STAGING
+from smoke_platform.domain.day_builds import Asked, DayBuilds, Policy, Waiting
+from smoke_platform.orchestration import names, partitions
+from smoke_platform.settings import Settings
+
+PUBLISHED = dg.AssetKey(["warehouse", "marts"])
+DOCUMENTATION = dg.AssetKey(["warehouse", "documentation"])
+DAY_SENSOR = "day_sensor"
+DAILY_SCHEDULE = "batch_daily"
+
+#: Tag of a run that the sensor asks for: the version of the readings that the run sees at least.
+SEEN_TAG = "smoke/readings_version"
+TICK_S = 30
+#: A day that received nothing for this long is built without waiting for more.
+QUIET = timedelta(seconds=30)
+#: A day without a build gets its first one after this long, even while it keeps receiving.
+FIRST_PATIENCE = timedelta(seconds=60)
+#: Builds under way at once; the pool lets one at a time into the warehouse.
+MOST_BUILDS = 4
+
+_UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+class DbtCommand(DbtCliResource):  # type: ignore[misc]  # dagster-dbt ships no type information
+    """dbt as it is installed with the platform.
+
+    The base class asks ``dbt --version`` before every build, which looks for newer versions on the internet, and
+    imports dbt's adapter into the Dagster process, which only its ``fetch_*`` methods need: 4 s of every build.
+    """
+
+    @property
+    def _cli_version(self) -> Version:
+        return Version(installed_version("dbt-core"))
+
+    def _initialize_dbt_core_adapter(self, args: Sequence[str]) -> Any:
+        return None
+
+
+class Translator(DagsterDbtTranslator):  # type: ignore[misc]  # dagster-dbt ships no type information
+    """dbt's names in the platform's asset graph."""
+
+    def get_asset_key(self, dbt_resource_props: Mapping[str, Any]) -> dg.AssetKey:
+        if dbt_resource_props["resource_type"] == "source":
+            return {"readings": names.READINGS, "features": names.FEATURES}[dbt_resource_props["name"]]
+        return dg.AssetKey(["warehouse", dbt_resource_props["name"]])
+
+    def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str | None:
+        return names.GROUP_FEATURES
+
+    def get_partition_mapping(
+        self, dbt_resource_props: Mapping[str, Any], dbt_parent_resource_props: Mapping[str, Any]
+    ) -> dg.PartitionMapping | None:
+        # Readings are partitioned by Kafka partition; a day may come from any of them.
+        if self.get_asset_key(dbt_parent_resource_props) == names.READINGS:
+            return dg.AllPartitionMapping()
+        return None
+
+
+def definitions(settings: Settings) -> dg.Definitions:
+    """Assets, batch job, schedule and sensor of the warehouse; parses the dbt project where that is out of date."""
+    assets = [_models(settings), _marts(settings), _documentation(settings)]
+    job = dg.define_asset_job(
+        names.JOB_BATCH,
+        selection=dg.AssetSelection.assets(
+            names.FEATURES,
+            *(dg.AssetKey(["warehouse", model]) for model in (STAGING, *MARTS)),
+            PUBLISHED,
+        ),
+        tags=names.BATCH_TAGS,
+        # One process for all steps: a process of its own for each costs more than the work of a small day.
+        executor_def=dg.in_process_executor,
+        description="Features, warehouse and marts of one UTC day.",
+    )
+    command = DbtCommand(
+        project_dir=str(PROJECT_DIR),
+        profiles_dir=str(warehouse.dbt_home(settings)),
+        dbt_executable=str(warehouse.dbt_executable()),
+    )
+    return dg.Definitions(
+        assets=assets,
+        jobs=[job],
+        schedules=[_schedule(settings)],
+        sensors=[_sensor(settings)],
+        resources={"dbt": command},
+    )
+
+
+# -- assets ------------------------------------------------------------------------------------------------------
+
+
+def _models(settings: Settings) -> dg.AssetsDefinition:
+    manifest = warehouse.prepare(settings)
+
+    @dbt_assets(  # type: ignore[untyped-decorator]  # dagster-dbt ships no type information
+        manifest=manifest,
+        name="warehouse_models",
+        partitions_def=partitions.daily(settings),
+        dagster_dbt_translator=Translator(),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        pool=names.POOL_WAREHOUSE,
+    )
+    def warehouse_models(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
+        days = _days(context)
+        began_at = datetime.now(UTC)
+        seen = _seen(context, warehouse.readings_position(Lake(settings.lake)))
+        warehouse.begin_build(settings, days)
+        warehouse.prune_runs(settings)
+        variables = json.dumps(warehouse.build_vars(days[0], days[-1]))
+        target = warehouse.target_dir(settings) / "runs" / f"{days[0]}-{context.run.run_id[:8]}"
+        yield from dbt.cli(["build", "--vars", variables], context=context, target_path=target).stream()
+        if not context.is_subset:
+            warehouse.finish_build(settings, days, seen, began_at)
+
+    return cast(dg.AssetsDefinition, warehouse_models)
+
+
+def _marts(settings: Settings) -> dg.AssetsDefinition:
+    with warnings.catch_warnings():
+        # The policy's name is marked as beta; a backfill without it would start a process for each day.
+        warnings.filterwarnings("ignore", message=".*backfill_policy.*", category=dg.BetaWarning)
+
+        @dg.asset(
+            key=PUBLISHED,
+            group_name=names.GROUP_FEATURES,
+            deps=[dg.AssetKey(["warehouse", model]) for model in MARTS],
+            partitions_def=partitions.daily(settings),
+            backfill_policy=dg.BackfillPolicy.single_run(),
+            pool=names.POOL_WAREHOUSE,
+            kinds={"duckdb", "parquet"},
+            description="The facts and training examples as Parquet, a file for each day, for every other program.",
+        )
+        def marts(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+            rows = warehouse.publish_marts(settings, _days(context))
+            return dg.MaterializeResult(
+                metadata={
+                    "dagster/row_count": sum(rows.values()),
+                    **{f"rows_{mart}": count for mart, count in rows.items()},
+                    "folder": dg.MetadataValue.path(str(settings.marts_dir)),
+                }
+            )
+
+    return marts
+
+
+def _documentation(settings: Settings) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=DOCUMENTATION,
+        group_name=names.GROUP_FEATURES,
+        deps=[PUBLISHED],
+        pool=names.POOL_WAREHOUSE,
+        kinds={"dbt", "html"},
+        description="dbt's documentation of sources, models, columns and tests, as one HTML page.",
+    )
+    def documentation() -> dg.MaterializeResult[Any]:
+        page = warehouse.docs(settings)
+        return dg.MaterializeResult(metadata={"page": dg.MetadataValue.path(str(page))})
+
+    return documentation
+
+
+def _days(context: dg.AssetExecutionContext) -> list[date]:
+    window = context.partition_time_window
+    return warehouse.days_between(window.start.date(), (window.end - timedelta(days=1)).date())
+
+
+def _seen(context: dg.AssetExecutionContext, now: LogPosition) -> LogPosition:
+    """What every step of the run has seen: the features were computed before dbt looked at the lake."""
+    asked = context.run.tags.get(SEEN_TAG, "")
+    table_id, _, version = asked.partition(":")
+    return LogPosition(now.table_id, min(now.version, int(version))) if asked and table_id == now.table_id else now
+
+
+# -- when --------------------------------------------------------------------------------------------------------
+
+
+def _schedule(settings: Settings) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        name=DAILY_SCHEDULE,
+        job_name=names.JOB_BATCH,
+        cron_schedule="0 6 * * *",
+        execution_timezone=settings.timezone,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        tags=names.BATCH_TAGS,
+        description="Finishes the last complete UTC day.",
+    )
+    def batch_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        day = (context.scheduled_execution_time.astimezone(UTC) - timedelta(days=1)).date()
+        return dg.RunRequest(run_key=f"daily/{day}", partition_key=day.isoformat())
+
+    return batch_daily
+
+
+def _sensor(settings: Settings) -> dg.SensorDefinition:
+    policy = Policy(QUIET, timedelta(minutes=settings.build_minutes), FIRST_PATIENCE, MOST_BUILDS)
+
+    @dg.sensor(
+        name=DAY_SENSOR,
+        job_name=names.JOB_BATCH,
+        minimum_interval_seconds=TICK_S,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Builds the days that received readings since their last build.",
+    )
+    def day_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        return evaluate(settings, policy, context.cursor, _under_way(context.instance), datetime.now(UTC))
+
+    return day_sensor
+
+
+def evaluate(
+    settings: Settings, policy: Policy, cursor: str | None, under_way: frozenset[date], now: datetime
+) -> dg.SensorResult:
+    """One tick: reads what the lake's log says since ``cursor``, and requests the builds that are due."""
+    memory = Memory.from_cursor(cursor)
+    built = warehouse.published_builds(settings)
+    position, arrivals = warehouse.arrivals_since(Lake(settings.lake), memory.position, built)
+    versions = {day: record.version for day, record in built.items() if record.table_id == position.table_id}
+    known = memory.builds if memory.position and memory.position.table_id == position.table_id else DayBuilds()
+    buildable = [arrival for arrival in arrivals if arrival.day >= settings.first_day]
+    builds = known.with_arrivals(buildable).without_built(versions, now, policy)
+    due = builds.due(now=now, under_way=under_way, built=frozenset(versions), policy=policy)
+    builds = builds.after_asking(due, now)
+    requests = [_request(memory.origin, position, day, builds.asked[day]) for day in due]
+    reason = f"{len(builds.waiting)} days wait, {len(under_way)} builds are under way"
+    return dg.SensorResult(
+        run_requests=requests,
+        skip_reason=None if requests else dg.SkipReason(reason),
+        cursor=Memory(memory.origin, position if position.version >= 0 else None, builds).to_cursor(),
+    )
+
+
+def _request(origin: str, position: LogPosition, day: date, asked: Asked) -> dg.RunRequest:
+    # Dagster drops a key that it has seen, for ever and without a word: a build that failed is asked for under a
+    # new one, and so is everything after the cursor was reset (origin).
+    return dg.RunRequest(
+        run_key=f"{origin}/{day}/{asked.version}/{asked.at.timestamp():.0f}",
+        partition_key=day.isoformat(),
+        tags={**names.BATCH_TAGS, SEEN_TAG: f"{position.table_id}:{position.version}"},
+    )
+
+
+def _under_way(instance: dg.DagsterInstance) -> frozenset[date]:
+    """Days of batch runs that have not ended, those of backfills over a range included."""
+    runs = instance.get_runs(dg.RunsFilter(job_name=names.JOB_BATCH, statuses=_UNFINISHED))
+    days: set[date] = set()
+    for run in runs:
+        key = run.tags.get("dagster/partition")
+        first = run.tags.get("dagster/asset_partition_range_start", key)
+        last = run.tags.get("dagster/asset_partition_range_end", key)
+        if first and last:
+            days.update(warehouse.days_between(date.fromisoformat(first), date.fromisoformat(last)))
+    return frozenset(days)
+
+
+class Memory:
+    """The sensor's cursor: where the log was read to, and what waits."""
+
+    def __init__(self, origin: str, position: LogPosition | None, builds: DayBuilds) -> None:
+        self.origin = origin
+        self.position = position
+        self.builds = builds
+
+    @staticmethod
+    def from_cursor(cursor: str | None) -> "Memory":
+        if not cursor:
+            return Memory(secrets.token_hex(4), None, DayBuilds())
+        data = json.loads(cursor)
+        moment = datetime.fromisoformat
+        waiting = {
+            date.fromisoformat(day): Waiting(version, moment(since), moment(last))
+            for day, (version, since, last) in data["waiting"].items()
+        }
+        asked = {
+            date.fromisoformat(day): Asked(version, moment(at), tries)
+            for day, (version, at, tries) in data["asked"].items()
+        }
+        position = LogPosition(**data["position"]) if data["position"] else None
+        return Memory(data["origin"], position, DayBuilds(waiting, asked))
+
+    def to_cursor(self) -> str:
+        return json.dumps(
+            {
+                "origin": self.origin,
+                "position": asdict(self.position) if self.position else None,
+                "waiting": {
+                    day.isoformat(): [wait.version, wait.since.isoformat(), wait.last.isoformat()]
+                    for day, wait in sorted(self.builds.waiting.items())
+                },
+                "asked": {
+                    day.isoformat(): [ask.version, ask.at.isoformat(), ask.tries]
+                    for day, ask in sorted(self.builds.asked.items())
+                },
+            }
+        )
