@@ -1,0 +1,546 @@
+"""The HTTP API and the console.
+
+Belongs here: the routes, what each documents about itself, and the life of what they share. Does not: parsing and
+limits (``serving.requests``), scoring (``serving.predictor``), metrics (``serving.telemetry``), the lake's view
+(``serving.live``).
+
+The endpoints take and give bytes themselves. A model-validation layer would cost several times what features and
+model do, and would be a second opinion on what a reading is; the OpenAPI description is written out instead.
+"""
+
+from __future__ import annotations
+
+import gc
+import hmac
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from smoke_platform import __version__
+from smoke_platform.adapters.lake import Lake
+from smoke_platform.adapters.scorer import ChampionWatcher
+from smoke_platform.domain import features
+from smoke_platform.domain.readings import (
+    CANONICAL_NAME,
+    ReadingRejected,
+    RejectReason,
+    json_schema,
+    reading_from_mapping,
+)
+from smoke_platform.serving import examples
+from smoke_platform.serving.live import LiveReadings
+from smoke_platform.serving.predictor import Prediction, Predictor
+from smoke_platform.serving.requests import (
+    LARGEST_BODY_BYTES,
+    MOST_READINGS,
+    RequestFault,
+    count_checked,
+    decode,
+    decode_carefully,
+    rejected,
+)
+from smoke_platform.serving.telemetry import METRICS_TYPE, Outermost, Telemetry, too_large
+from smoke_platform.settings import Settings
+
+POLL_SECONDS = 1.0
+STATIC_DIR = Path(__file__).with_name("static")
+
+#: Everything the pages need comes from this service, so nothing else is allowed to load.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_JSON = "application/json"
+_log = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+
+
+def _json(answer: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(_encode(answer), status_code=status, media_type=_JSON, headers=headers)
+
+
+def _fault(fault: RequestFault, headers: dict[str, str] | None = None) -> Response:
+    return _json({"error": fault.as_json()}, fault.status, headers)
+
+
+async def _body(request: Request) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > LARGEST_BODY_BYTES:
+        raise too_large()
+    return await request.body()
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application for ``settings``; it loads and watches the champion while it runs."""
+    watcher = ChampionWatcher(settings.models_dir, poll_seconds=POLL_SECONDS)
+    predictor = Predictor(watcher)
+    live = LiveReadings(Lake(settings.lake))
+    telemetry = Telemetry(predictor)
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        with watcher:
+            # What was imported lives as long as the process: collecting it again and again only adds pauses.
+            gc.collect()
+            gc.freeze()
+            try:
+                yield
+            finally:
+                gc.unfreeze()
+
+    app = FastAPI(
+        title="Smoke detection platform",
+        version=__version__,
+        description="Fire predictions for readings of multi-sensor smoke detectors, and the state of the platform.",
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.predictor = predictor
+    app.add_middleware(Outermost, telemetry=telemetry)
+    _handle_faults(app)
+    _add_predictions(app, predictor)
+    _add_model(app, settings, predictor)
+    _add_readings(app, live)
+    _add_operations(app, settings, predictor, live, telemetry)
+    _add_pages(app)
+    return app
+
+
+def _handle_faults(app: FastAPI) -> None:
+    @app.exception_handler(RequestFault)
+    async def _request_fault(_request: Request, fault: Exception) -> Response:
+        assert isinstance(fault, RequestFault)  # noqa: S101 - Starlette hands over what was registered
+        return _fault(fault)
+
+    @app.exception_handler(HTTPException)
+    async def _http_fault(_request: Request, fault: Exception) -> Response:
+        assert isinstance(fault, HTTPException)  # noqa: S101 - Starlette hands over what was registered
+        headers = dict(fault.headers or {})
+        if fault.status_code == 404:
+            return _fault(RequestFault(404, "not_found", "there is no such page", "GET /docs lists what there is"))
+        if fault.status_code == 405:
+            allowed = headers.get("Allow") or headers.get("allow") or "another method"
+            return _fault(
+                RequestFault(405, "method_not_allowed", "not with this method", f"use {allowed}; see GET /docs"),
+                headers,
+            )
+        return _fault(RequestFault(fault.status_code, "http", str(fault.detail), "see GET /docs"), headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def _parameter_fault(_request: Request, fault: Exception) -> Response:
+        assert isinstance(fault, RequestValidationError)  # noqa: S101 - Starlette hands over what was registered
+        first = fault.errors()[0]
+        return _fault(
+            RequestFault(
+                422,
+                "parameter",
+                str(first["msg"]),
+                "GET /docs gives the parameter's type and range",
+                field=str(first["loc"][-1]),
+            )
+        )
+
+
+# -- what the endpoints document about themselves ------------------------------------------------------------
+
+
+def _prediction_schema() -> dict[str, Any]:
+    """The reading's schema for predictions: device and time are optional there."""
+    schema = {key: value for key, value in json_schema().items() if key not in ("$schema", "required", "title")}
+    aliases: dict[str, list[str]] = {}
+    for alias, name in CANONICAL_NAME.items():
+        if alias != name:
+            aliases.setdefault(name, []).append(alias)
+    for name, names in aliases.items():
+        field = schema["properties"][name]
+        field["description"] = f"{field.get('description', '')} (also accepted as {', '.join(names)})".strip()
+    return schema
+
+
+def _takes(schema: dict[str, Any], example: Any) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {_JSON: {"schema": schema, "example": example}}}}
+
+
+_FAULT_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["reason", "field", "detail", "remedy"],
+            "properties": {
+                "reason": {"type": "string", "description": "a short fixed word for programs"},
+                "field": {"type": "string", "description": "canonical name of the field at fault, or empty"},
+                "detail": {"type": "string"},
+                "remedy": {"type": "string"},
+                "index": {"type": "integer", "description": "which reading of a list is at fault, from 0"},
+            },
+        }
+    },
+}
+
+
+def _answers(description: str, schema: dict[str, Any] | None = None, **faults: str) -> dict[int | str, dict[str, Any]]:
+    answers: dict[int | str, dict[str, Any]] = {
+        200: {"description": description, "content": {_JSON: {"schema": schema or {"type": "object"}}}}
+    }
+    for status, meaning in faults.items():
+        answers[int(status[1:])] = {"description": meaning, "content": {_JSON: {"schema": _FAULT_SCHEMA}}}
+    return answers
+
+
+def _inlined(kind: type) -> dict[str, Any]:
+    """JSON Schema of a msgspec type without references, as OpenAPI has no place for its definitions."""
+    (schema,), components = msgspec.json.schema_components([kind], ref_template="{name}")
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, dict):
+            return resolve(components[node["$ref"]]) if "$ref" in node else {k: resolve(v) for k, v in node.items()}
+        return [resolve(entry) for entry in node] if isinstance(node, list) else node
+
+    answer: dict[str, Any] = resolve(schema)
+    return answer
+
+
+_NO_MODEL = "No usable model; the remedy is named"
+_NOT_JSON = "The body is not JSON"
+_TOO_LARGE = f"The body is larger than {LARGEST_BODY_BYTES} bytes"
+
+
+# -- predictions -----------------------------------------------------------------------------------------------
+
+
+def _add_predictions(app: FastAPI, predictor: Predictor) -> None:
+    reading = _prediction_schema()
+    series = {"type": "array", "items": reading, "minItems": 1, "maxItems": MOST_READINGS}
+    prediction = _inlined(Prediction)
+
+    @app.post(
+        "/predict",
+        tags=["predictions"],
+        summary="Fire or not: one reading, or a list of one device's readings",
+        description=(
+            "Only sensors are required. With a single reading nothing is known of the device's past: features with "
+            "memory are missing and the answer says `cold: true`. A list is taken as one device's readings; the "
+            "answer is for the latest."
+        ),
+        openapi_extra=_takes({"oneOf": [reading, series]}, examples.sample()),
+        responses=_answers(
+            "The prediction", prediction, _400=_NOT_JSON, _413=_TOO_LARGE, _422="A field is wrong", _503=_NO_MODEL
+        ),
+    )
+    async def predict(request: Request) -> Response:
+        payload = decode(await _body(request))
+        if isinstance(payload, list):
+            return Response(_encode(await predictor.predict(payload)), media_type=_JSON)
+        return Response(_encode(predictor.predict_one(payload)), media_type=_JSON)
+
+    @app.post(
+        "/predict/batch",
+        tags=["predictions"],
+        summary=f"Up to {MOST_READINGS} independent readings",
+        description="Each row stands alone (cold). A faulty row is answered by its own error and harms no other.",
+        openapi_extra=_takes(series, [examples.sample()]),
+        responses=_answers(
+            "One result a row, and a summary",
+            None,
+            _400=_NOT_JSON,
+            _413=_TOO_LARGE,
+            _422="The list as a whole is wrong",
+            _503=_NO_MODEL,
+        ),
+    )
+    async def predict_batch(request: Request) -> Response:
+        return _json(await predictor.predict_batch(decode(await _body(request))))
+
+    @app.get(
+        "/predict/sample",
+        tags=["predictions"],
+        summary="A quiet room as an example request, scored now",
+        responses=_answers("Request and its answer", None, _503=_NO_MODEL),
+    )
+    async def predict_sample() -> Response:
+        payload = examples.sample()
+        return _json(
+            {
+                "about": "one reading of a quiet room; POST the request to /predict",
+                "request": payload,
+                "response": await predictor.predict(payload, counted=False),
+            }
+        )
+
+    @app.get(
+        "/predict/fire-scenario",
+        tags=["predictions"],
+        summary="A beginning fire as an example request, scored now",
+        responses=_answers("Request and its answer", None, _503=_NO_MODEL),
+    )
+    async def predict_fire_scenario() -> Response:
+        payload = examples.fire_scenario()
+        return _json(
+            {
+                "about": "ten minutes of one device: five quiet, then a smouldering sofa; POST the request to /predict",
+                "request": payload,
+                "response": await predictor.predict(payload, counted=False),
+            }
+        )
+
+    @app.get(
+        "/predictions/stats",
+        tags=["predictions"],
+        summary="Counts since start, processing times, the last predictions",
+        responses=_answers("The counts"),
+    )
+    async def predictions_stats() -> Response:
+        return _json(predictor.statistics())
+
+
+# -- model -----------------------------------------------------------------------------------------------------
+
+
+def _model_status(predictor: Predictor) -> dict[str, Any]:
+    status, scorer = predictor.watcher.status, predictor.watcher.current
+    state = "missing" if scorer is None else "refused" if status.refused_reason else "ok"
+    return {
+        "state": state,
+        "version": scorer.version if scorer else None,
+        "detail": status.refused_detail.replace("\n  -> ", "; "),
+        "refused_reason": status.refused_reason,
+        "refused_version": status.refused_version or None,
+        "refused_at": status.refused_at,
+        "loaded_at": status.loaded_at,
+        "swaps": status.swaps,
+        "refusals": {str(reason): count for reason, count in status.refusals.items()},
+    }
+
+
+def _add_model(app: FastAPI, settings: Settings, predictor: Predictor) -> None:
+    @app.get(
+        "/model/info",
+        tags=["model"],
+        summary="The model in use: version, algorithm, training, metrics, features, threshold, hash",
+        responses=_answers("What its manifest says, and how it was taken in", None, _503=_NO_MODEL),
+    )
+    async def model_info() -> Response:
+        scorer = predictor.scorer()
+        champion, manifest = scorer.champion, scorer.manifest
+        return _json(
+            {
+                "version": scorer.version,
+                "algorithm": manifest.get("algorithm"),
+                "trained_on": manifest.get("trained_on") or champion.trained_on,
+                "metrics": champion.metrics,
+                "threshold": scorer.threshold,
+                "sha256": champion.sha256,
+                "feature_version": champion.feature_version,
+                "feature_names": champion.feature_names,
+                "features": features.DEFINITIONS,
+                "promoted_at": champion.published_at,
+                "previous": champion.previous,
+                "loaded_at": scorer.loaded_at,
+                "manifest": manifest,
+                "status": _model_status(predictor),
+            }
+        )
+
+    @app.post(
+        "/model/reload",
+        tags=["model"],
+        summary="Look at the published champion now (needs the token)",
+        description="A new champion is noticed within a second by itself; this is for those who will not wait.",
+        responses=_answers("What is in use now", None, _401="The token is wrong", _403="No token is set"),
+        openapi_extra={"security": [{"token": []}]},
+    )
+    async def model_reload(request: Request) -> Response:
+        _need_token(request, settings)
+        in_use = await anyio.to_thread.run_sync(lambda: predictor.watcher.check(force=True))
+        return _json({"published_is_in_use": in_use, "model": _model_status(predictor)})
+
+
+def _need_token(request: Request, settings: Settings) -> None:
+    """Lets changing requests through only with the token of the settings.
+
+    Raises:
+        RequestFault: 403 where none is set, else 401.
+    """
+    token = settings.api_token.get_secret_value() if settings.api_token else ""
+    if not token:
+        raise RequestFault(
+            403,
+            "switched_off",
+            "changing endpoints are switched off while no token is set",
+            "set SMOKE_API_TOKEN and start the service again; models are promoted with: smoke models promote VERSION",
+        )
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
+        raise RequestFault(
+            401, "unauthorized", "the token is missing or wrong", "send Authorization: Bearer <SMOKE_API_TOKEN>"
+        )
+
+
+# -- readings --------------------------------------------------------------------------------------------------
+
+
+def _add_readings(app: FastAPI, live: LiveReadings) -> None:
+    @app.get(
+        "/sensors/schema",
+        tags=["readings"],
+        summary="The reading as a JSON Schema, and the aliases of its fields",
+        responses=_answers("JSON Schema, draft 2020-12"),
+    )
+    async def sensors_schema() -> Response:
+        aliases = {alias: name for alias, name in CANONICAL_NAME.items() if alias != name}
+        return _json({**json_schema(), "x-aliases": aliases})
+
+    @app.post(
+        "/validate",
+        tags=["readings"],
+        summary="Would this message be accepted as a reading? Says why not",
+        description="Judges as landing does: device and time are required, the clock may lead by five minutes.",
+        openapi_extra=_takes({"oneOf": [json_schema(), {"type": "array", "items": json_schema()}]}, examples.sample()),
+        responses=_answers("The verdict, for a list one for each", None, _400=_NOT_JSON, _413=_TOO_LARGE),
+    )
+    async def validate(request: Request) -> Response:
+        # The domain's own decoder, so that the verdict is landing's in every detail.
+        payload = decode_carefully(await _body(request))
+        if isinstance(payload, list):
+            verdicts = [_verdict(row) for row in count_checked(payload)]
+            return _json({"valid": all(verdict["valid"] for verdict in verdicts), "readings": verdicts})
+        return _json(_verdict(payload))
+
+    @app.get(
+        "/devices",
+        tags=["readings"],
+        summary="The last reading of each device that reported within the last minutes",
+        responses=_answers("The newest readings in the lake, by landing time"),
+    )
+    async def devices() -> Response:
+        return _json(await live.view())
+
+
+def _verdict(message: Any) -> dict[str, Any]:
+    try:
+        reading = reading_from_mapping(message, append_time=datetime.now(UTC))
+    except ReadingRejected as fault:
+        return {"valid": False, "error": rejected(fault).as_json()}
+    except OverflowError:
+        overflow = ReadingRejected(RejectReason.NOT_FINITE, "", "a number is too large to be represented")
+        return {"valid": False, "error": rejected(overflow).as_json()}
+    return {"valid": True, "reading": msgspec.Raw(reading.to_json())}
+
+
+# -- operations ------------------------------------------------------------------------------------------------
+
+_CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def _add_operations(
+    app: FastAPI, settings: Settings, predictor: Predictor, live: LiveReadings, telemetry: Telemetry
+) -> None:
+    @app.get(
+        "/health",
+        tags=["operations"],
+        summary="Whether the service lives, and the state of its parts",
+        description=(
+            "Always 200 while the process can answer; `status` is `ok` or `degraded` and each part says why. "
+            "A restart would not mend a degraded service: use /ready to decide about traffic."
+        ),
+        responses=_answers("Status and parts"),
+    )
+    async def health() -> Response:
+        view = await live.view()
+        model = _model_status(predictor)
+        healthy = model["state"] == "ok" and view.state != "error"
+        now = datetime.now(UTC)
+        return _json(
+            {
+                "status": "ok" if healthy else "degraded",
+                "version": __version__,
+                "uptime_s": (now - predictor.started_at).total_seconds(),
+                "parts": {
+                    "model": model,
+                    "landing": {
+                        "state": view.state,
+                        "detail": view.detail,
+                        "last_landed": view.last_landed,
+                        "seconds_ago": (now - view.last_landed).total_seconds() if view.last_landed else None,
+                        "per_second": view.per_second,
+                        "devices": view.devices,
+                    },
+                },
+            }
+        )
+
+    @app.get(
+        "/ready",
+        tags=["operations"],
+        summary="Whether predictions can be answered",
+        responses=_answers("They can", None, _503=_NO_MODEL),
+    )
+    async def ready() -> Response:
+        return _json({"ready": True, "model_version": predictor.scorer().version})
+
+    @app.get(
+        "/config",
+        tags=["operations"],
+        summary="The settings in force, without secrets",
+        responses=_answers("Settings by name, limits, endpoints"),
+    )
+    async def config() -> Response:
+        values = {
+            name: _CREDENTIALS_IN_URL.sub("***@", value) for name, value in sorted(settings.environment().items())
+        }
+        endpoints = [f"{method.upper()} {path}" for path, item in app.openapi()["paths"].items() for method in item]
+        return _json(
+            {
+                "settings": values,
+                "limits": {"body_bytes": LARGEST_BODY_BYTES, "readings": MOST_READINGS},
+                "changing_endpoints": "with token" if settings.api_token else "switched off",
+                "endpoints": sorted(endpoints),
+            }
+        )
+
+    @app.get(
+        "/metrics",
+        tags=["operations"],
+        summary="Metrics in Prometheus's text format",
+        responses={200: {"description": "Metrics", "content": {"text/plain": {}}}},
+    )
+    async def metrics() -> Response:
+        return Response(telemetry.exposition(), media_type=METRICS_TYPE)
+
+
+def _add_pages(app: FastAPI) -> None:
+    pages = {"/": "index.html", "/docs": "docs.html"}
+    for path, name in pages.items():
+        _add_page(app, path, (STATIC_DIR / name).read_bytes())
+
+    class _Files(StaticFiles):
+        async def get_response(self, path: str, scope: Any) -> Response:
+            response = await super().get_response(path, scope)
+            response.headers.update(_PAGE_HEADERS)
+            return response
+
+    app.mount("/static", _Files(directory=STATIC_DIR), name="static")
+
+
+def _add_page(app: FastAPI, path: str, content: bytes) -> None:
+    @app.get(path, include_in_schema=False)
+    async def page() -> Response:
+        return Response(content, media_type="text/html; charset=utf-8", headers=_PAGE_HEADERS)
