@@ -32,7 +32,7 @@ Values = npt.NDArray[np.floating[Any]]
 #: Spreads of the reference that a column's mass may be carried before it counts as drifted.
 DISTANCE_THRESHOLD = 0.5
 #: The share of missing values may differ by this much.
-MISSING_THRESHOLD = 0.2
+MISSING_THRESHOLD = 0.3
 #: The same floor as Evidently's, so that the numbers agree.
 SMALLEST_SPREAD = 0.001
 #: Fewer values on one side say nothing about a distribution.
