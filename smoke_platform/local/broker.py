@@ -218,6 +218,7 @@ class EmbeddedBroker:
                 "-S",
                 str(Path(__file__).with_name("tethered.py")),
                 str(os.getpid()),
+                "KILL",
                 *command,
             ]
         with (self.home / "logs" / "console.log").open("wb") as console:

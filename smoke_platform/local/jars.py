@@ -208,7 +208,7 @@ def write_lock(lock_file: Path = LOCK_FILE) -> int:
         resolve(target, Path(scratch), silent, find_java())
         jars = sorted(target.glob("*.jar"))
         lines = [
-            f"# Jars of Apache Kafka {KAFKA_VERSION} with their SHA-256, written by python -m smoke_platform.local.jars.",
+            f"# Jars of Apache Kafka {KAFKA_VERSION} and their SHA-256; python -m smoke_platform.local.jars writes it.",
             *(f"{jar.name} {sha256_of(jar)}" for jar in jars),
         ]
     replacement = lock_file.with_suffix(".new")
