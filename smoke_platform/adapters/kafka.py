@@ -14,6 +14,7 @@ import base64
 import logging
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -230,7 +231,8 @@ class Cluster:
 
 
 def _topic_id_text(topic_id: Any) -> str:
-    return base64.urlsafe_b64encode(topic_id.bytes).decode().rstrip("=")
+    # The client gives the hexadecimal form; Kafka's own tools and librdkafka print base64url without padding.
+    return base64.urlsafe_b64encode(uuid.UUID(str(topic_id)).bytes).decode().rstrip("=")
 
 
 def _no_such_topic(name: str) -> SmokeError:
@@ -479,7 +481,7 @@ class ReadingProducer(_CountingProducer):
         delivery_timeout_s: a message that is not acknowledged by then has failed. ``None``: never give up; the
             client goes on trying through any outage, and idempotence keeps the retries from doubling.
         connect_timeout_s: bound on the constructor.
-        max_request_bytes: largest message before compression.
+        max_request_bytes: largest message before compression; ``None``: what the topic takes.
 
     Raises:
         BrokerUnreachable: from the constructor.
@@ -496,31 +498,35 @@ class ReadingProducer(_CountingProducer):
         delivery_timeout_s: float | None = 60.0,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         linger_ms: int = 10,
-        max_request_bytes: int = 1_048_576,
+        max_request_bytes: int | None = None,
         client_id: str = "smoke-producer",
     ) -> None:
         super().__init__(brokers, topic, on_acknowledged, max_in_flight)
-        self._partitions = _partition_count(brokers, topic, connect_timeout_s)
+        state = _existing_topic(brokers, topic, connect_timeout_s)
+        self._partitions = state.partitions
+        limit = int(state.config["max.message.bytes"])
         delivery_ms = _FOR_EVER_MS if delivery_timeout_s is None else max(1, round(delivery_timeout_s * 1000))
+        self._config: dict[str, Any] = {
+            "bootstrap_servers": brokers.split(","),
+            "client_id": client_id,
+            "acks": "all",
+            "enable_idempotence": True,
+            "compression_type": "lz4",
+            "linger_ms": linger_ms,
+            "batch_size": min(128 * 1024, limit),
+            "max_request_size": max_request_bytes or limit,
+            "delivery_timeout_ms": delivery_ms,
+            "request_timeout_ms": min(10_000, delivery_ms),
+            "bootstrap_timeout_ms": round(connect_timeout_s * 1000),
+            "max_block_ms": round(connect_timeout_s * 1000),
+            "reconnect_backoff_max_ms": 1000,
+            "retry_backoff_ms": 200,
+            "allow_auto_create_topics": False,
+            "metrics_enabled": False,
+        }
+        self._suspect = False
         with _speaking(brokers):
-            self._producer = KafkaProducer(
-                bootstrap_servers=brokers.split(","),
-                client_id=client_id,
-                acks="all",
-                enable_idempotence=True,
-                compression_type="lz4",
-                linger_ms=linger_ms,
-                batch_size=128 * 1024,
-                max_request_size=max_request_bytes,
-                delivery_timeout_ms=delivery_ms,
-                request_timeout_ms=min(10_000, delivery_ms),
-                bootstrap_timeout_ms=round(connect_timeout_s * 1000),
-                max_block_ms=round(connect_timeout_s * 1000),
-                reconnect_backoff_max_ms=1000,
-                retry_backoff_ms=200,
-                allow_auto_create_topics=False,
-                metrics_enabled=False,
-            )
+            self._producer = KafkaProducer(**self._config)
 
     def send(
         self,
@@ -538,6 +544,8 @@ class ReadingProducer(_CountingProducer):
         while self._under_way() >= self._most:
             self._room.clear()
             self._room.wait(0.05)
+        if self._suspect:
+            self._renew_if_broken()
         with self._lock:
             self._sent += 1
         raw_key = key.encode() if isinstance(key, str) else key
@@ -557,7 +565,22 @@ class ReadingProducer(_CountingProducer):
     def _on_failure(self, key: bytes | None, partition: int | None, error: BaseException) -> None:
         if partition is None and key is not None:
             partition = partition_of(key, self._partitions)
+        self._suspect = True
         self._fail(error, partition)
+
+    def _renew_if_broken(self) -> None:
+        """Replaces a client that has given up.
+
+        kafka-python 3.0 counts any refusal that a retry cannot mend, such as a message that is too large, as the
+        end of an idempotent producer: it then fails every later message as well.
+        """
+        self._suspect = False
+        manager = self._producer._transaction_manager
+        if manager is not None and manager.has_fatal_error():
+            log.warning("the producer gave up (%s); starting a new one", manager.last_error)
+            self._producer.close(timeout=1.0)
+            with _speaking(self.brokers):
+                self._producer = KafkaProducer(**self._config)
 
     def flush(self, deadline_s: float = 60.0) -> None:
         """Waits until every message is acknowledged or has failed.
@@ -588,13 +611,13 @@ class BulkReadingProducer(_CountingProducer):
         delivery_timeout_s: float | None = 60.0,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         linger_ms: int = 20,
-        max_request_bytes: int = 1_048_576,
+        max_request_bytes: int | None = None,
         client_id: str = "smoke-bulk-producer",
     ) -> None:
         from confluent_kafka import Producer
 
         super().__init__(brokers, topic, on_acknowledged, max_in_flight)
-        self._partitions = _partition_count(brokers, topic, connect_timeout_s)
+        limit = int(_existing_topic(brokers, topic, connect_timeout_s).config["max.message.bytes"])
         self._producer = Producer(
             {
                 "bootstrap.servers": brokers,
@@ -605,8 +628,8 @@ class BulkReadingProducer(_CountingProducer):
                 # librdkafka's own default sends some keys elsewhere than kafka-python and the Java client do.
                 "partitioner": "murmur2_random",
                 "linger.ms": linger_ms,
-                "batch.size": 512 * 1024,
-                "message.max.bytes": max_request_bytes,
+                "batch.size": min(512 * 1024, limit),
+                "message.max.bytes": max(1000, max_request_bytes or limit),
                 "queue.buffering.max.messages": max_in_flight,
                 "message.timeout.ms": 0 if delivery_timeout_s is None else max(1, round(delivery_timeout_s * 1000)),
                 "reconnect.backoff.max.ms": 1000,
@@ -677,12 +700,12 @@ def partition_of(key: bytes | str, partitions: int) -> int:
     return int((murmur2(raw) & 0x7FFFFFFF) % partitions)
 
 
-def _partition_count(brokers: str, topic: str, timeout_s: float) -> int:
+def _existing_topic(brokers: str, topic: str, timeout_s: float) -> TopicState:
     with Cluster(brokers, timeout_s=timeout_s) as cluster:
         states = cluster.describe([topic])
     if topic not in states:
         raise _no_such_topic(topic)
-    return states[topic].partitions
+    return states[topic]
 
 
 def _not_flushed(producer: _CountingProducer, deadline_s: float) -> DeliveryFailed:
