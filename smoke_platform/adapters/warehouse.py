@@ -99,6 +99,21 @@ def prepare(settings: Settings) -> Path:
     return manifest
 
 
+def build(settings: Settings, first: date, last: date) -> None:
+    """Builds and tests the days from ``first`` to ``last`` (both included) without Dagster; only in its pool.
+
+    Raises:
+        SmokeError: when a model or a test fails, with what dbt says; these days can't be published then.
+    """
+    prepare(settings)
+    began_at, seen, days = datetime.now(UTC), readings_position(Lake(settings.lake)), days_between(first, last)
+    begin_build(settings, days)
+    target = target_dir(settings) / "runs" / f"{first}-{began_at:%Y%m%dT%H%M%S%f}"
+    _dbt(settings, ["build", "--vars", json.dumps(build_vars(first, last))], target)
+    finish_build(settings, days, seen, began_at)
+    prune_runs(settings)
+
+
 def docs(settings: Settings) -> Path:
     """Writes the project's documentation as one HTML file; opens the warehouse, so only in its pool.
 
@@ -160,7 +175,7 @@ def _profile(settings: Settings) -> str:
                         {
                             "module": "smoke_platform.adapters.warehouse_source",
                             "config": {
-                                "lake": settings.lake,
+                                "lake": _absolute(settings.lake),
                                 "min_day": "{{ var('min_day', '1970-01-01') }}",
                                 "max_day": "{{ var('max_day', '1970-01-01') }}",
                             },
@@ -171,6 +186,11 @@ def _profile(settings: Settings) -> str:
         }
     }
     return json.dumps(profile, indent=2) + "\n"
+
+
+def _absolute(lake: str) -> str:
+    """dbt runs in the project's folder, so a relative folder would be another one there."""
+    return lake if "://" in lake else str(Path(lake).absolute())
 
 
 def _fingerprint(settings: Settings) -> str:
