@@ -10,6 +10,8 @@ from typing import Any
 
 import dagster as dg  # its annotations are looked at when assets are made, so none is postponed here
 
+from smoke_platform.adapters.dead_letters import count_by_reason
+from smoke_platform.domain.errors import SmokeError
 from smoke_platform.orchestration import names, partitions
 from smoke_platform.orchestration.monitors import (
     NotEvaluated,
@@ -18,6 +20,7 @@ from smoke_platform.orchestration.monitors import (
     data_quality,
     drift_report,
     model_performance,
+    quality_window,
     summary_markdown,
     whole_history,
 )
@@ -116,9 +119,19 @@ def _quality_asset(settings: Settings) -> dg.AssetsDefinition:
     )
     def data_quality_asset(context: dg.AssetExecutionContext) -> Step:
         now = datetime.now(UTC)
-        yield from _tell(context, settings, names.DATA_QUALITY, data_quality(settings, now, None))
+        rejected = _rejected(context, settings, now)
+        yield from _tell(context, settings, names.DATA_QUALITY, data_quality(settings, now, rejected))
 
     return data_quality_asset
+
+
+def _rejected(context: dg.AssetExecutionContext, settings: Settings, now: datetime) -> dict[str, int] | None:
+    """Dead letters of the window by reason; ``None``, and a warning, where the topic can't be read."""
+    try:
+        return count_by_reason(settings.brokers, settings.topic_dead_letters, *quality_window(now))
+    except SmokeError as error:
+        context.log.warning(f"dead letters are not counted: {error}")
+        return None
 
 
 def _performance_asset(settings: Settings) -> dg.AssetsDefinition:
