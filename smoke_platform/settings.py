@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from smoke_platform.domain.errors import SmokeError
+from smoke_platform.domain.topics import DEAD_LETTERS, READINGS
 
 #: Names with this prefix belong to the platform, so an unknown one is a mistyped one.
 OWN_PREFIX = "SMOKE_"
@@ -108,7 +109,7 @@ class Settings(BaseModel):
     )
     topic_readings: str = _setting(
         "KAFKA_TOPIC_SMOKE",
-        "smoke_sensor_data",
+        READINGS,
         "Topic of the readings",
         section="Kafka",
         pattern=r"^[a-zA-Z0-9._-]{1,200}$",
@@ -271,7 +272,10 @@ class Settings(BaseModel):
 
     @property
     def topic_dead_letters(self) -> str:
-        return "smoke_dead_letters"
+        """Topic of the rejects; readings in a topic of another name have their own, so that the two never mix."""
+        if self.topic_readings == READINGS:
+            return DEAD_LETTERS
+        return f"{self.topic_readings}_dead_letters"
 
     @cached_property
     def lake(self) -> str:

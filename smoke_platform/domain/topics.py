@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+#: Default name of the readings' topic; the setting KAFKA_TOPIC_SMOKE gives another one.
+READINGS = "smoke_sensor_data"
 DEAD_LETTERS = "smoke_dead_letters"
 ALARMS = "smoke_alarms"
 ALARM_COMMANDS = "smoke_alarm_commands"

@@ -60,15 +60,14 @@ def compare_sets(acknowledged: pl.DataFrame, landed: pl.DataFrame) -> SetCompari
     )
 
 
-def differing_values(expected: pl.DataFrame, landed: pl.DataFrame, columns: Sequence[str]) -> dict[str, int]:
-    """Per column, the rows in which the landed value is not exactly the expected one (null equals null).
+def differing_columns(together: pl.DataFrame, columns: Sequence[str]) -> dict[str, int]:
+    """Per column, the rows in which the found value is not exactly the expected one (null equals null).
 
-    Both frames hold ``IDENTITY`` and ``columns``; only identities in both are compared, since
-    ``compare_sets`` speaks of the others.
+    Args:
+        together: expected rows joined with found ones; ``<column>`` was expected, ``<column>_found`` was found.
     """
-    joined = expected.join(landed, on=list(IDENTITY), how="inner", suffix="_landed")
-    counts = joined.select(
-        (~pl.col(name).eq_missing(pl.col(f"{name}_landed"))).sum().alias(name) for name in columns
+    counts = together.select(
+        (~pl.col(name).eq_missing(pl.col(f"{name}_found"))).sum().alias(name) for name in columns
     ).row(0, named=True)
     return {name: int(count) for name, count in counts.items() if count}
 
