@@ -464,6 +464,7 @@ class PartitionTally:
 class LandingReport:
     """What a run did, and why it ended."""
 
+    cluster_id: str
     topic_id: str
     ended: str = ""
     commits: int = 0
@@ -553,7 +554,7 @@ class Landing:
             facts = self._facts()
             self._table = LandedTable(self._lake, facts)
             self._facts_at_start = facts
-            report = LandingReport(facts.topic_id)
+            report = LandingReport(facts.cluster_id, facts.topic_id)
             watermarks = self._watcher.watermarks(facts.partitions)
             points = start_points(self._table.positions, watermarks)
             if fault := _fault(points):
@@ -888,3 +889,44 @@ def accept_loss(settings: Settings) -> tuple[OffsetRange, ...]:
             moved = {each.partition: each.end for each in points.lost}
             table.commit(READINGS_SCHEMA.empty_table(), moved, note)
         return points.lost
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Rows that were looked at, how many of them are doubles, and how many lie beyond the committed position."""
+
+    rows: int = 0
+    doubles: int = 0
+    beyond: int = 0
+
+
+#: Offsets of each partition that an audit looks at, the latest ones: bounded work however long a run lasts.
+AUDITED_OFFSETS = 200_000
+
+
+def audit(settings: Settings, report: LandingReport | None) -> Audit:
+    """Looks in the table for the latest messages that this run landed: each must be there once."""
+    if report is None or not report.partitions:
+        return Audit()
+    parts = [
+        (number, max(tally.first_offset, tally.last_offset + 1 - AUDITED_OFFSETS))
+        for number, tally in report.partitions.items()
+    ]
+    table = Lake(settings.lake).open(READINGS)
+    committed = committed_positions(table, TopicFacts(report.cluster_id, report.topic_id, tuple(report.partitions)))
+    found = (
+        pl.scan_delta(table)
+        .filter(
+            pl.col("offset") >= min(first for _, first in parts),
+            pl.col("topic_id") == report.topic_id,
+            pl.any_horizontal((pl.col("partition") == number) & (pl.col("offset") >= first) for number, first in parts),
+        )
+        .group_by("partition")
+        .agg(pl.len(), pl.col("offset").n_unique().alias("distinct"), pl.col("offset").max().alias("last"))
+        .collect()
+    )
+    return Audit(
+        rows=int(found["len"].sum()),
+        doubles=int((found["len"] - found["distinct"]).sum()),
+        beyond=sum(last >= (committed[number] or 0) for number, last in found.select("partition", "last").iter_rows()),
+    )
