@@ -30,6 +30,9 @@ from smoke_platform.domain.topics import TopicProblem, TopicSpec, TopicState, bl
 from smoke_platform.settings import Settings
 
 log = logging.getLogger(__name__)
+# The client's own remarks (a coordinator that still loads, a lost connection) are for programs that keep a log.
+_client_log = log.getChild("librdkafka")
+_client_log.addHandler(logging.NullHandler())
 
 #: How long a one-shot command waits for a broker before it says that there is none.
 CONNECT_TIMEOUT_S = 10.0
@@ -43,6 +46,10 @@ AcknowledgedCallback = Callable[[int, int], None]
 
 class BrokerUnreachable(SmokeError):
     """No broker answered in time. A program that runs for ever tries again; a command ends."""
+
+
+class TopicMissing(SmokeError):
+    """The topic does not exist (yet)."""
 
 
 class DeliveryFailed(SmokeError):
@@ -142,7 +149,7 @@ class Cluster:
         """The id that the broker gave this topic when it was made: base64url, as Kafka's own tools print it.
 
         Raises:
-            SmokeError: where the topic does not exist.
+            TopicMissing: where the topic does not exist.
         """
         with _speaking(self.brokers):
             (topic,) = self._admin.describe_topics([name])
@@ -154,7 +161,7 @@ class Cluster:
         """Partition -> (first offset still there, offset after the last).
 
         Raises:
-            SmokeError: where the topic does not exist.
+            TopicMissing: where the topic does not exist.
         """
         with _speaking(self.brokers):
             (state,) = self._admin.describe_topics([topic])
@@ -235,8 +242,8 @@ def _topic_id_text(topic_id: Any) -> str:
     return base64.urlsafe_b64encode(uuid.UUID(str(topic_id)).bytes).decode().rstrip("=")
 
 
-def _no_such_topic(name: str) -> SmokeError:
-    return SmokeError(f"there is no topic {name}", "run `smoke topics create`")
+def _no_such_topic(name: str) -> TopicMissing:
+    return TopicMissing(f"there is no topic {name}", "run `smoke topics create`")
 
 
 def _config_text(config: Mapping[str, str]) -> str:
@@ -397,11 +404,19 @@ class _Failures:
 class _CountingProducer:
     """What both producers share: the counts, the bound on messages under way, the texts of failures."""
 
-    def __init__(self, brokers: str, topic: str, on_acknowledged: AcknowledgedCallback | None, most: int) -> None:
+    def __init__(
+        self,
+        brokers: str,
+        topic: str,
+        on_acknowledged: AcknowledgedCallback | None,
+        most: int,
+        stop: threading.Event | None,
+    ) -> None:
         self.brokers = brokers
         self.topic = topic
         self._on_acknowledged = on_acknowledged
         self._most = most
+        self._stop = stop or threading.Event()
         self._lock = threading.Lock()
         self._room = threading.Event()
         self._sent = 0
@@ -482,10 +497,11 @@ class ReadingProducer(_CountingProducer):
             client goes on trying through any outage, and idempotence keeps the retries from doubling.
         connect_timeout_s: bound on the constructor.
         max_request_bytes: largest message before compression; ``None``: what the topic takes.
+        stop: once it is set, ``send`` no longer waits for room: it leaves the message unsent and uncounted.
 
     Raises:
         BrokerUnreachable: from the constructor.
-        SmokeError: from the constructor, where the topic does not exist.
+        TopicMissing: from the constructor.
     """
 
     def __init__(
@@ -500,8 +516,9 @@ class ReadingProducer(_CountingProducer):
         linger_ms: int = 10,
         max_request_bytes: int | None = None,
         client_id: str = "smoke-producer",
+        stop: threading.Event | None = None,
     ) -> None:
-        super().__init__(brokers, topic, on_acknowledged, max_in_flight)
+        super().__init__(brokers, topic, on_acknowledged, max_in_flight, stop)
         state = _existing_topic(brokers, topic, connect_timeout_s)
         self._partitions = state.partitions
         limit = int(state.config["max.message.bytes"])
@@ -542,6 +559,8 @@ class ReadingProducer(_CountingProducer):
             key: the device's id; it decides the partition unless ``partition`` is given.
         """
         while self._under_way() >= self._most:
+            if self._stop.is_set():
+                return
             self._room.clear()
             self._room.wait(0.05)
         if self._suspect:
@@ -613,10 +632,11 @@ class BulkReadingProducer(_CountingProducer):
         linger_ms: int = 20,
         max_request_bytes: int | None = None,
         client_id: str = "smoke-bulk-producer",
+        stop: threading.Event | None = None,
     ) -> None:
         from confluent_kafka import Producer
 
-        super().__init__(brokers, topic, on_acknowledged, max_in_flight)
+        super().__init__(brokers, topic, on_acknowledged, max_in_flight, stop)
         limit = int(_existing_topic(brokers, topic, connect_timeout_s).config["max.message.bytes"])
         self._producer = Producer(
             {
@@ -635,7 +655,7 @@ class BulkReadingProducer(_CountingProducer):
                 "reconnect.backoff.max.ms": 1000,
                 "allow.auto.create.topics": False,
             },
-            logger=log,
+            logger=_client_log,
         )
 
     def send(
@@ -652,17 +672,19 @@ class BulkReadingProducer(_CountingProducer):
         options: dict[str, Any] = {} if partition is None else {"partition": partition}
         if headers:
             options["headers"] = list(headers)
-        with self._lock:
-            self._sent += 1
         while True:
             try:
                 self._producer.produce(self.topic, value=value, key=key, on_delivery=self._delivered, **options)
             except BufferError:
+                if self._stop.is_set():
+                    return
                 self._producer.poll(0.05)
                 continue
             except KafkaException as error:
                 self._fail(str(error), partition)
             break
+        # Delivery reports arrive in this thread's poll and flush only, so none is counted before this.
+        self._sent += 1
         if self._sent % 256 == 0:
             self._producer.poll(0)
 
