@@ -90,15 +90,15 @@ def read_champion(models_dir: Path) -> Champion:
         raw = place.read_bytes()
     except FileNotFoundError:
         raise ModelRefused(
-            Refusal.NO_CHAMPION, f"no champion is published: {place} does not exist", "train one: smoke models train"
+            Refusal.NO_CHAMPION, "no champion is published yet", "train one: smoke models train"
         ) from None
     except OSError as error:
-        raise ModelRefused(Refusal.UNREADABLE, f"{place}: {error.strerror}") from None
+        raise ModelRefused(Refusal.UNREADABLE, f"{CHAMPION_FILE}: {error.strerror}") from None
     try:
         return msgspec.json.decode(raw, type=Champion)
     except msgspec.DecodeError as error:
         raise ModelRefused(
-            Refusal.UNREADABLE, f"{place} is not what the registry writes: {error}", _PROMOTE_AGAIN
+            Refusal.UNREADABLE, f"{CHAMPION_FILE} is not what the registry writes: {error}", _PROMOTE_AGAIN
         ) from None
 
 
@@ -230,7 +230,7 @@ def _inside(models_dir: Path, relative: str, version: str) -> Path:
     if not place.is_relative_to(models_dir.resolve()):
         raise ModelRefused(
             Refusal.UNREADABLE,
-            f"model {version}: path {relative!r} leads out of {models_dir}",
+            f"model {version}: path {relative!r} leads out of the folder of models",
             _PROMOTE_AGAIN,
             version=version,
         )
@@ -242,14 +242,14 @@ def _read(place: Path, version: str) -> bytes:
         if place.stat().st_size > LARGEST_ARTIFACT_BYTES:
             raise ModelRefused(
                 Refusal.UNREADABLE,
-                f"model {version}: {place} is larger than {LARGEST_ARTIFACT_BYTES >> 20} MB",
+                f"model {version}: {place.name} is larger than {LARGEST_ARTIFACT_BYTES >> 20} MB",
                 _PROMOTE_AGAIN,
                 version=version,
             )
         return place.read_bytes()
     except OSError as error:
         raise ModelRefused(
-            Refusal.UNREADABLE, f"model {version}: {place}: {error.strerror}", _PROMOTE_AGAIN, version=version
+            Refusal.UNREADABLE, f"model {version}: {place.name}: {error.strerror}", _PROMOTE_AGAIN, version=version
         ) from None
 
 

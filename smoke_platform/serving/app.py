@@ -127,7 +127,7 @@ def _handle_faults(app: FastAPI) -> None:
     @app.exception_handler(RequestFault)
     async def _request_fault(_request: Request, fault: Exception) -> Response:
         assert isinstance(fault, RequestFault)  # noqa: S101 - Starlette hands over what was registered
-        return _fault(fault)
+        return _fault(fault, {"WWW-Authenticate": "Bearer"} if fault.status == 401 else None)
 
     @app.exception_handler(HTTPException)
     async def _http_fault(_request: Request, fault: Exception) -> Response:
