@@ -22,6 +22,8 @@ from smoke_platform.domain.errors import SmokeError
 MOST_LETTERS = 200_000
 UNREAD = "not_read"
 _POLL = 10_000
+#: How long a broker may take for its first answer.
+_FIRST_ANSWER_S = 10.0
 
 
 def count_by_reason(
@@ -69,7 +71,7 @@ def _places(
     consumer: Consumer, topic: str, start: datetime, deadline: float
 ) -> tuple[list[TopicPartition], dict[int, int]]:
     """Where to begin in each partition that has letters of the window, and where each of them ends."""
-    described = consumer.list_topics(topic, timeout=_left(deadline)).topics[topic]
+    described = consumer.list_topics(topic, timeout=min(_FIRST_ANSWER_S, _left(deadline))).topics[topic]
     if described.error is not None:
         if described.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             return [], {}  # it is made with the platform's topics; until then nothing was rejected

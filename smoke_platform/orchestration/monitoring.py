@@ -119,8 +119,8 @@ def _quality_asset(settings: Settings) -> dg.AssetsDefinition:
     )
     def data_quality_asset(context: dg.AssetExecutionContext) -> Step:
         now = datetime.now(UTC)
-        rejected = _rejected(context, settings, now)
-        yield from _tell(context, settings, names.DATA_QUALITY, data_quality(settings, now, rejected))
+        outcome = data_quality(settings, now, lambda: _rejected(context, settings, now))
+        yield from _tell(context, settings, names.DATA_QUALITY, outcome)
 
     return data_quality_asset
 

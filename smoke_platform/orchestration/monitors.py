@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -274,16 +274,19 @@ def _drift_verdict(summary: drift.DriftSummary) -> Verdict:
 # -- data quality ------------------------------------------------------------------------------------------------
 
 
-def data_quality(settings: Settings, now: datetime, rejected: Mapping[str, int] | None) -> Outcome | NotEvaluated:
+def data_quality(
+    settings: Settings, now: datetime, count_rejected: Callable[[], Mapping[str, int] | None]
+) -> Outcome | NotEvaluated:
     """Judges the readings that arrived in the last 24 hours.
 
     Args:
-        rejected: dead letters of ``quality_window(now)`` by reason, or ``None`` where the topic could not be read.
+        count_rejected: gives the dead letters of ``quality_window(now)`` by reason, ``None`` where they can't be read.
     """
     lake = Lake(settings.lake)
     if not lake.exists(READINGS):
         return NotEvaluated("no reading has landed yet")
     start, end = quality_window(now)
+    rejected = count_rejected()
     found = quality.assess(
         _hours(_arrived(lake, start, end)),
         start,
