@@ -20,6 +20,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from smoke_platform.domain.errors import SmokeError
+from smoke_platform.local.broker import java_environment
 from smoke_platform.local.supervisor import Platform, ProgramStatus, platform_broker
 from smoke_platform.settings import Settings, load_settings
 
@@ -219,12 +220,13 @@ def kafka() -> None:
     settings = load_settings()
     broker = platform_broker(settings)
     broker.prepare(lambda line: click.echo(line, err=True))
+    broker.lock_folder()
     broker.require_ports()
     click.echo(f"Kafka at {broker.bootstrap_servers}, log in {broker.log_file}", err=True)
     sys.stderr.flush()
     command = broker.command()
     # The broker takes this process's place, so whoever stops or kills this process reaches it and nothing is orphaned.
-    os.execv(command[0], command)  # noqa: S606 - our own command line
+    os.execve(command[0], command, java_environment())  # noqa: S606 - our own command line
 
 
 def _print_json(settings: Settings, statuses: list[ProgramStatus]) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import atexit
 import base64
 import contextlib
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +33,8 @@ SESSION_TIMEOUT_MS = 1500
 HEARTBEAT_MS = 300
 #: Enough for thousands of partitions' worth of a single machine's traffic; the log itself lives in the page cache.
 HEAP_MB = 512
+#: Kafka, Java's class path and supervisord each read one of these as a separator, a pattern or a comment.
+REFUSED_IN_PATHS = "%,:;#"
 WILDCARDS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound
 
 
@@ -91,27 +95,47 @@ class EmbeddedBroker:
         """Fetches the jars where needed, writes the configuration, formats the data folder if it is new.
 
         Raises:
-            SmokeError: no Java, no network for a first download, or a jar that is not the one of the list.
+            SmokeError: no Java, no network for a first download, a jar that is not the one of the list, or another
+                broker that runs on the folder.
         """
+        if self.pid is not None:
+            return
         say = progress or silent
+        refuse_odd_path(self.home, "SMOKE_HOME")
+        refuse_odd_path(self.cache_dir, "SMOKE_CACHE_DIR")
         java = find_java()
         self._class_path = ensure_jars(self.cache_dir, say, java)
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        _write_if_changed(self.home / "server.properties", self._properties())
+        lock = self.lock_folder()
+        try:
+            self._configure()
+            if not self.formatted:
+                say("formatting the broker's data folder")
+                self._format()
+        finally:
+            os.close(lock)
+
+    def _configure(self) -> None:
+        _write_if_changed(self.home / "server.properties", self._properties(self.data_dir))
         _write_if_changed(self.home / "log4j2.properties", self._log_configuration())
-        if self.formatted:
-            return
-        say("formatting the broker's data folder")
+
+    def _format(self) -> None:
+        # Kafka writes several files; a folder in which it was interrupted counts as formatted and never gets a leader.
+        staging = self.home / "data.new"
+        shutil.rmtree(staging, ignore_errors=True)
+        properties = self.home / "format.properties"
+        _write_if_changed(properties, self._properties(staging))
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode("ascii").rstrip("=")
         command = [
             *self._java_command(heap_mb=128), "kafka.tools.StorageTool", "format", "--standalone",
-            f"--cluster-id={cluster_id}", "--config", str(self.home / "server.properties"),
+            f"--cluster-id={cluster_id}", "--config", str(properties),
         ]  # fmt: skip
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode != 0 or not self.formatted:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, env=java_environment())
+        if answer.returncode != 0 or not (staging / "meta.properties").is_file():
             ending = " ".join((answer.stdout + answer.stderr).split()[-60:])
             raise SmokeError(f"the broker's data folder {self.data_dir} could not be formatted: {ending}")
+        staging.rename(self.data_dir)
+        properties.unlink()
 
     def _advertised_host(self) -> str:
         if self.host not in WILDCARDS:
@@ -122,7 +146,7 @@ class EmbeddedBroker:
             return str(probe.getsockname()[0])
         return "127.0.0.1"
 
-    def _properties(self) -> str:
+    def _properties(self, data_dir: Path) -> str:
         lines = {
             "process.roles": "broker,controller",
             "node.id": NODE_ID,
@@ -133,7 +157,7 @@ class EmbeddedBroker:
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
             "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT",
-            "log.dirs": self.data_dir,
+            "log.dirs": data_dir,
             "broker.session.timeout.ms": SESSION_TIMEOUT_MS,
             "broker.heartbeat.interval.ms": HEARTBEAT_MS,
             # Topics are made on purpose, with a partition count; a typing slip must not make one.
@@ -155,16 +179,18 @@ class EmbeddedBroker:
             "message.max.bytes": 10485760,
             "replica.fetch.max.bytes": 10485760,
         }
-        return "".join(f"{name}={value}\n" for name, value in lines.items())
+        return "".join(f"{name}={_escaped(value)}\n" for name, value in lines.items())
 
     def _log_configuration(self) -> str:
         return "\n".join(
             [
                 "status=error",
+                # Kafka stops in a shutdown hook of its own; log4j's would silence it before it has said how.
+                "shutdownHook=disable",
                 "appender.file.type=RollingFile",
                 "appender.file.name=file",
-                f"appender.file.fileName={self.log_file}",
-                f"appender.file.filePattern={self.log_file}.%i",
+                f"appender.file.fileName={_escaped(self.log_file)}",
+                f"appender.file.filePattern={_escaped(self.log_file)}.%i",
                 "appender.file.layout.type=PatternLayout",
                 "appender.file.layout.pattern=%d{yyyy-MM-dd'T'HH:mm:ss.SSSXXX}{UTC} %p %m (%c)%n",
                 "appender.file.policies.type=Policies",
@@ -191,6 +217,24 @@ class EmbeddedBroker:
     def command(self) -> list[str]:
         """The command line of the prepared broker; SIGTERM to its process is a clean stop."""
         return [*self._java_command(), "kafka.Kafka", str(self.home / "server.properties")]
+
+    def lock_folder(self) -> int:
+        """Takes the folder for one broker process, to which the given file descriptor has to be handed down.
+
+        Kafka locks its message log only, late, and not the metadata log: a second broker on the same folder was seen
+        to end the first one with a fatal fault. The kernel drops this lock when the last process that holds it is dead.
+
+        Raises:
+            SmokeError: where another broker runs on it.
+        """
+        handle = os.open(self.home / "broker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(handle)
+            raise SmokeError(f"another broker runs on {self.home} and holds its lock", "stop that one first") from None
+        os.set_inheritable(handle, True)
+        return handle
 
     # -- life --------------------------------------------------------------------------------------------
     def require_ports(self) -> None:
@@ -221,11 +265,22 @@ class EmbeddedBroker:
                 "KILL",
                 *command,
             ]
-        with (self.home / "logs" / "console.log").open("wb") as console:
-            # A session of its own, so that Ctrl-C in a terminal reaches us first and we stop it cleanly.
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
-            )
+        lock = self.lock_folder()
+        try:
+            self._configure()
+            with (self.home / "logs" / "console.log").open("wb") as console:
+                # A session of its own, so that Ctrl-C in a terminal reaches us first and we stop it cleanly.
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=console,
+                    stderr=console,
+                    start_new_session=True,
+                    env=java_environment(),
+                    pass_fds=[lock],
+                )
+        finally:
+            os.close(lock)
         atexit.register(_stop_at_exit, weakref.ref(self))
         try:
             self.wait_ready(timeout_s)
@@ -278,6 +333,18 @@ class EmbeddedBroker:
         self._process = None
 
 
+def java_environment() -> dict[str, str]:
+    """The surroundings with a character set in which Java finds files of any name."""
+    return {**os.environ, "LC_ALL": "C.UTF-8"}
+
+
+def refuse_odd_path(path: Path, setting: str) -> None:
+    """Raises SmokeError for a folder whose name some part of the platform would read as something else."""
+    odd = sorted({repr(one) for one in str(path) if one in REFUSED_IN_PATHS or not one.isprintable()})
+    if odd:
+        raise SmokeError(f"the folder {str(path)!r} holds {', '.join(odd)}", f"set {setting} to a path without")
+
+
 def is_ready(bootstrap_servers: str, node_id: int | None = None, timeout_s: float = 1.0) -> bool:
     """Whether a broker answers a metadata request, names itself, and leads every partition that it names.
 
@@ -304,6 +371,13 @@ def _stop_at_exit(reference: weakref.ref[EmbeddedBroker]) -> None:
     broker = reference()
     if broker is not None:
         broker.stop(10)
+
+
+def _escaped(value: object) -> str:
+    """A value as Java's properties files want it: the backslash doubled, what is not ASCII as UTF-16 units."""
+    units = str(value).replace("\\", "\\\\").encode("utf-16-be")
+    codes = [int.from_bytes(units[place : place + 2], "big") for place in range(0, len(units), 2)]
+    return "".join(chr(code) if code < 128 else f"\\u{code:04x}" for code in codes)
 
 
 def _write_if_changed(path: Path, text: str) -> None:

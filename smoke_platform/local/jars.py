@@ -39,13 +39,14 @@ def silent(_line: str) -> None:
     """The progress of somebody who doesn't look."""
 
 
-def read_lock(lock_file: Path = LOCK_FILE) -> dict[str, str]:
-    """Name of each jar -> its SHA-256 as hex digits.
+def read_lock(lock_file: Path | None = None) -> dict[str, str]:
+    """Name of each jar -> its SHA-256 as hex digits, from the committed list or another.
 
     Raises:
         SmokeError: for a line that is neither a comment nor ``name sha256``.
     """
     jars: dict[str, str] = {}
+    lock_file = lock_file or LOCK_FILE
     for number, line in enumerate(lock_file.read_text(encoding="utf-8").splitlines(), start=1):
         fields = line.split()
         if not fields or line.startswith("#"):

@@ -30,7 +30,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.local import ports
-from smoke_platform.local.broker import EmbeddedBroker
+from smoke_platform.local.broker import EmbeddedBroker, refuse_odd_path
 from smoke_platform.local.health import LOAD_FAILURE, Prober, require_brokers
 from smoke_platform.local.java import find_java
 from smoke_platform.local.programs import (
@@ -197,6 +197,7 @@ class Platform:
         """
         if self.settings.mode != "embedded":
             raise SmokeError("smoke up starts the embedded platform, and SMOKE_MODE=server", "use docker-compose up")
+        refuse_odd_path(self.settings.home, "SMOKE_HOME")
         reporter = progress or Silent()
         self.settings.run_dir.mkdir(parents=True, exist_ok=True)
         with self._exclusive():
