@@ -281,18 +281,15 @@ def features_of_frame(frame: pl.DataFrame, *, chunk_rows: int = 100_000) -> pl.D
         The frame without the sensors, with ``FEATURE_NAMES`` (float32, NaN kept as NaN) and ``feature_version``.
     """
     state = FeatureState(frame["device_id"].n_unique())
-    slots = (frame["device_id"].rank("dense").cast(pl.Int64) - 1).to_numpy()
-    times = event_seconds(frame)
-    parts = [
-        step(
-            state,
-            slots[low : low + chunk_rows],
-            times[low : low + chunk_rows],
-            sensor_matrix(frame.slice(low, chunk_rows)),
-        )
-        for low in range(0, frame.height, chunk_rows)
-    ]
-    features = np.concatenate(parts) if parts else np.empty((0, FEATURE_COUNT), dtype=np.float32)
+    # All devices' k-th readings together: the rounds are as wide as can be, and the bits do not depend on it.
+    ranks = frame.select(pl.int_range(pl.len()).over("device_id")).to_series().to_numpy()
+    order = np.argsort(ranks, kind="stable")
+    slots = (frame["device_id"].rank("dense").cast(pl.Int64) - 1).to_numpy()[order]
+    times = event_seconds(frame)[order]
+    features = np.empty((frame.height, FEATURE_COUNT), dtype=np.float32)
+    for low in range(0, frame.height, chunk_rows):
+        chunk = slice(low, low + chunk_rows)
+        features[order[chunk]] = step(state, slots[chunk], times[chunk], sensor_matrix(frame[order[chunk]]))
     table = pl.DataFrame({name: features[:, place] for place, name in enumerate(FEATURE_NAMES)})
     kept = [name for name in frame.columns if name not in ALL_SENSOR_NAMES]
     return frame.select(kept).with_columns(pl.lit(FEATURE_SET_VERSION).alias("feature_version")).hstack(table)
