@@ -282,9 +282,15 @@ def _type_name(value: Any) -> str:
     return "NaN" if isinstance(value, _NonFinite) else type(value).__name__
 
 
+def _refuse_non_finite(name: str, value: Any) -> None:
+    if isinstance(value, _NonFinite):
+        raise ReadingRejected(RejectReason.NOT_FINITE, name, "not a finite number")
+
+
 def _device_id(value: Any) -> str:
     if value is None or value == "":
         raise _missing("device_id", "a non-empty string")
+    _refuse_non_finite("device_id", value)
     if not isinstance(value, str):
         raise _wrong_type("device_id", value, "a string")
     if len(value) > LONGEST_DEVICE_ID or not value.isprintable() or value != value.strip():
@@ -299,8 +305,7 @@ def _device_id(value: Any) -> str:
 def _event_time(value: Any, append_time: datetime | None) -> datetime:
     if value is None:
         raise _missing("event_time", "ISO 8601 with a zone, or epoch seconds")
-    if isinstance(value, _NonFinite):
-        raise ReadingRejected(RejectReason.NOT_FINITE, "event_time", "not a finite number")
+    _refuse_non_finite("event_time", value)
     if isinstance(value, str):
         moment = _iso_time(value)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -347,8 +352,7 @@ def _epoch_time(seconds: float) -> datetime:
 
 
 def _number(sensor: Sensor, value: Any) -> float:
-    if isinstance(value, _NonFinite):
-        raise ReadingRejected(RejectReason.NOT_FINITE, sensor.name, "not a finite number")
+    _refuse_non_finite(sensor.name, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _wrong_type(sensor.name, value, f"a number in {sensor.unit}")
     number = float(value)
@@ -364,6 +368,7 @@ def _number(sensor: Sensor, value: Any) -> float:
 
 
 def _label(value: Any) -> bool | None:
+    _refuse_non_finite("fire_alarm", value)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, (int, float)) and value in (0, 1):
@@ -376,8 +381,7 @@ def _label(value: Any) -> bool | None:
 def _sequence(value: Any) -> int | None:
     if value is None:
         return None
-    if isinstance(value, _NonFinite):
-        raise ReadingRejected(RejectReason.NOT_FINITE, "sequence", "not a finite number")
+    _refuse_non_finite("sequence", value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _wrong_type("sequence", value, "a whole number")
     if isinstance(value, float) and not math.isfinite(value):
@@ -392,6 +396,7 @@ def _sequence(value: Any) -> int | None:
 def _source(value: Any) -> Source:
     if value is None:
         return Source.DEVICE
+    _refuse_non_finite("source", value)
     try:
         return Source(value)
     except ValueError:
