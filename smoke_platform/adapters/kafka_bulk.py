@@ -34,6 +34,9 @@ FETCH_SETTINGS: Mapping[str, Any] = {
 }
 
 
+_URL_ALPHABET = str.maketrans("+/", "-_")
+
+
 class KafkaUnreachable(SmokeError):
     """The broker did not answer in time."""
 
@@ -93,7 +96,7 @@ class TopicWatcher:
 
     def __init__(self, brokers: str, topic: str) -> None:
         self._brokers = brokers
-        self._topic = topic
+        self.topic = topic
         self._admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0, "reconnect.backoff.max.ms": 500})
 
     def facts(self, timeout_s: float = 10.0) -> TopicFacts | None:
@@ -103,9 +106,9 @@ class TopicWatcher:
             KafkaUnreachable: when the broker does not answer within ``timeout_s``.
         """
         try:
-            topics = self._admin.describe_topics(TopicCollection([self._topic]), request_timeout=timeout_s)
+            topics = self._admin.describe_topics(TopicCollection([self.topic]), request_timeout=timeout_s)
             cluster = self._admin.describe_cluster(request_timeout=timeout_s).result(timeout_s)
-            described = topics[self._topic].result(timeout_s)
+            described = topics[self.topic].result(timeout_s)
         except KafkaException as error:
             if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 return None
@@ -113,7 +116,11 @@ class TopicWatcher:
         except (TimeoutError, FutureTimeoutError):
             raise KafkaUnreachable(f"the broker {self._brokers} does not answer") from None
         return TopicFacts(
-            str(cluster.cluster_id), str(described.topic_id), tuple(sorted(part.id for part in described.partitions))
+            str(cluster.cluster_id),
+            # Kafka's own tools print ids in the alphabet for URLs; this client does not, and a slash in an id would
+            # make identities unreadable.
+            str(described.topic_id).translate(_URL_ALPHABET).rstrip("="),
+            tuple(sorted(part.id for part in described.partitions)),
         )
 
     def watermarks(self, partitions: Sequence[int], timeout_s: float = 10.0) -> dict[int, tuple[int, int]]:
@@ -124,7 +131,7 @@ class TopicWatcher:
         """
         from confluent_kafka.admin import OffsetSpec
 
-        places = [TopicPartition(self._topic, partition) for partition in partitions]
+        places = [TopicPartition(self.topic, partition) for partition in partitions]
         try:
             ends = []
             for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):
@@ -168,14 +175,14 @@ class BulkConsumer:
     ) -> None:
         self.close()
 
-    def take(self, timeout_s: float) -> MessageBatch:
-        """The messages that are there, at most ``POLL_MESSAGES``, or those that come within ``timeout_s``.
+    def take(self, timeout_s: float, most: int = POLL_MESSAGES) -> MessageBatch:
+        """The messages that are there, at most ``most``, or those that come within ``timeout_s``.
 
         Raises:
             OffsetLost: when the log no longer holds a partition's position.
             SmokeError: for an error that waiting does not mend.
         """
-        messages = self._consumer.consume(POLL_MESSAGES, timeout_s)
+        messages = self._consumer.consume(min(most, POLL_MESSAGES), timeout_s)
         batch = MessageBatch()
         if not messages:
             return batch

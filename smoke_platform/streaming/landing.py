@@ -603,7 +603,7 @@ class Landing:
             while True:
                 full = len(growing) >= self._plan.rows
                 if not full:
-                    chunk = consumer.take(POLL_S)
+                    chunk = consumer.take(POLL_S, self._plan.rows - len(growing))
                     if len(chunk):
                         last_message = time.monotonic()
                         oldest = oldest if len(growing) else last_message
@@ -826,9 +826,18 @@ class Landing:
         _save_clocks(self._settings, self._facts_at_start, self._table.positions, self._committed_clocks)
 
     def _explained(self, loss: OffsetLost) -> SmokeError:
-        facts = self._facts()
+        facts = _facts(self._settings, self._watcher)
         points = start_points(self._table.positions, self._watcher.watermarks(facts.partitions))
         return _fault(points) or loss
+
+
+def _facts(settings: Settings, watcher: TopicWatcher) -> TopicFacts:
+    facts = watcher.facts()
+    if facts is None:
+        raise SmokeError(
+            f"there is no topic {watcher.topic} at {settings.brokers}", "make it with `smoke topics create`"
+        )
+    return facts
 
 
 def _after(batch: MessageBatch) -> dict[int, int]:
@@ -875,9 +884,7 @@ def accept_loss(settings: Settings) -> tuple[OffsetRange, ...]:
     """
     with Lease(lease_path(settings), f"accept-loss-{os.getpid()}"):
         watcher = TopicWatcher(settings.brokers, settings.topic_readings)
-        facts = watcher.facts()
-        if facts is None:
-            raise SmokeError(f"there is no topic {settings.topic_readings!r}", "make it with `smoke topics create`")
+        facts = _facts(settings, watcher)
         table = LandedTable(Lake(settings.lake), facts)
         points = start_points(table.positions, watcher.watermarks(facts.partitions))
         if points.beyond:
