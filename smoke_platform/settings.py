@@ -13,6 +13,7 @@ from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 from zoneinfo import ZoneInfo, available_timezones
 
 from dotenv import dotenv_values
@@ -71,7 +72,12 @@ class Settings(BaseModel):
         "Folder or object-store URL of the lake; empty: lake/ in SMOKE_HOME",
         section="Places",
     )
-    mlflow_uri: str = _setting("SMOKE_MLFLOW_URI", "", "MLflow's store; empty: SQLite in SMOKE_HOME", section="Places")
+    mlflow_uri: str = _setting(
+        "SMOKE_MLFLOW_URI",
+        "",
+        "MLflow's store; empty: SQLite in SMOKE_HOME, in server mode PostgreSQL",
+        section="Places",
+    )
     bind_host: str = _setting("SMOKE_BIND_HOST", "127.0.0.1", "Address the services listen on", section="Places")
     api_port: int = _setting("SMOKE_API_PORT", 5000, "API and console", section="Places", ge=1, le=65535)
     api_token: SecretStr | None = _setting(
@@ -319,7 +325,14 @@ class Settings(BaseModel):
 
     @property
     def registry_uri(self) -> str:
-        return self.mlflow_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+        """MLflow's store; in server mode a database beside Dagster's, since both keep a table named ``runs``."""
+        if self.mlflow_uri:
+            return self.mlflow_uri
+        if self.mode == "server" and self.postgres_password is not None:
+            # Put together here, so that the password stands in no file and on no command line.
+            login = f"{quote(self.postgres_user, '')}:{quote(self.postgres_password.get_secret_value(), '')}"
+            return f"postgresql://{login}@{self.postgres_host}:{self.postgres_port}/{self.postgres_db}_mlflow"
+        return f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
 
     def environment(self) -> dict[str, str]:
         """The settings as environment variables, so that a child process reads the same ones.

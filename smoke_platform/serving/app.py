@@ -113,6 +113,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.predictor = predictor
+    app.state.telemetry = telemetry
     app.add_middleware(Outermost, telemetry=telemetry)
     _handle_faults(app)
     _add_predictions(app, predictor)
