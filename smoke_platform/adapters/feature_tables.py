@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import polars as pl
 
 from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, Lake
-from smoke_platform.domain import evaluation, features
+from smoke_platform.domain import evaluation, features, simulator
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES, Source
 from smoke_platform.domain.simulator import simulate
@@ -122,6 +123,12 @@ class TrainingWorld:
     quiet_every: int = QUIET_EVERY
     episode_every: int = EPISODE_EVERY
 
+    def key(self) -> str:
+        """Names the rows that come of it: two worlds with one key are the same, down to the last bit."""
+        rates = (FIRES_PER_DEVICE_DAY, NUISANCES_PER_DEVICE_DAY, FIRST_TRAINING_DEVICE)
+        code = Path(simulator.__file__).read_bytes()
+        return hashlib.sha256(f"{self}{rates}{features.FEATURE_SET_HASH}".encode() + code).hexdigest()[:16]
+
     def starts(self) -> list[datetime]:
         first = datetime(2023, 1, 9, tzinfo=UTC)
         return [first + timedelta(days=21 * fleet, hours=(5 * fleet) % 24) for fleet in range(self.fleets)]
@@ -158,7 +165,7 @@ def build_simulated(lake: Lake, world: TrainingWorld, progress: Progress = silen
         )
     readings = pl.concat(frames)
     progress(f"computing the features of {readings.height:,} readings")
-    table = _kept_rows(features.features_of_frame(readings), world)
+    table = _kept_rows(features.features_of_frame(readings), world).with_columns(pl.lit(world.key()).alias("world"))
     progress("writing the simulated tables")
     day = pl.col("event_time").dt.date().alias(PARTITION_COLUMN)
     readings_version = lake.replace_where(SIMULATED_READINGS, readings.select(day, pl.all()), "true")
@@ -173,6 +180,16 @@ def build_simulated(lake: Lake, world: TrainingWorld, progress: Progress = silen
         readings_version=readings_version,
         features_version=features_version,
     )
+
+
+def is_current(lake: Lake, world: TrainingWorld) -> bool:
+    """Whether the simulated tables hold just this world already."""
+    if not (lake.exists(SIMULATED_READINGS) and lake.exists(SIMULATED_FEATURES)):
+        return False
+    table = lake.scan(SIMULATED_FEATURES)
+    if "world" not in table.collect_schema().names():
+        return False
+    return table.select(pl.col("world").first()).collect().to_series().to_list() == [world.key()]
 
 
 def _kept_rows(table: pl.DataFrame, world: TrainingWorld) -> pl.DataFrame:

@@ -1,0 +1,263 @@
+"""``smoke models``: list, show, train, promote and roll back models.
+
+Belongs here: options, and how versions are shown. Does not: training, the gate and the registry themselves
+(``adapters.model_lifecycle`` and what it calls).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from smoke_platform.domain.errors import SmokeError
+from smoke_platform.settings import Settings, load_settings
+
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def models() -> None:
+    """List, show, train, promote and roll back models.
+
+    \b
+    Example:
+      smoke models list
+      smoke models train
+      smoke models rollback
+    """
+
+
+def _registry(settings: Settings) -> Any:
+    from smoke_platform.adapters.registry import Registry
+
+    return Registry(settings)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+@models.command(name="list")
+@JSON_OPTION
+def list_versions(as_json: bool) -> None:
+    """List all versions, newest first, with their grouped figures and the gate's verdict.
+
+    \b
+    Example:
+      smoke models list
+      smoke models list --json | jq '.[0].metrics'
+    """
+    found = _registry(load_settings()).versions()
+    if as_json:
+        _print_json([asdict(version) for version in found])
+        return
+    console = Console()
+    if not found:
+        console.print("There is no model yet; train one with `smoke models train`.")
+        return
+    table = Table(title="Models (figures: readings of held-out groups)")
+    for name in ("version", "created (UTC)", "algorithm", "trained on", "accuracy", "F1", "gate", ""):
+        table.add_column(name, justify="right" if name in ("version", "accuracy", "F1") else "left")
+    for version in found:
+        table.add_row(
+            f"{version.number}{' *' if version.champion else ''}",
+            f"{version.created_at:%Y-%m-%d %H:%M:%S}",
+            version.algorithm,
+            version.trained_on,
+            f"{version.metrics.get('accuracy', float('nan')):.4f}",
+            f"{version.metrics.get('f1', float('nan')):.4f}",
+            version.gate or "not judged",
+            version.fault or "; ".join(version.reasons),
+        )
+    console.print(table)
+    console.print("* the champion, which scores the readings")
+
+
+@models.command()
+@click.argument("version", type=click.IntRange(min=1))
+@JSON_OPTION
+def show(version: int, as_json: bool) -> None:
+    """Show one version: its manifest, what it was trained on, how it was validated.
+
+    \b
+    Example:
+      smoke models show 3
+      smoke models show 3 --json | jq .validation.episodes
+    """
+    registry = _registry(load_settings())
+    manifest, entry = registry.manifest(version), registry.version(version)
+    if as_json:
+        _print_json({**manifest, "champion": entry.champion, "gate": entry.gate, "reasons": entry.reasons})
+        return
+    Console().print(_sheet(manifest, entry))
+
+
+def _sheet(manifest: dict[str, Any], entry: Any) -> Table:
+    validation, trained_on = manifest["validation"], manifest["trained_on"]
+    table = Table(title=f"Version {entry.number}{' (champion)' if entry.champion else ''}", show_header=False)
+    grouped, random_split = validation["grouped"], validation["random_split"]
+    rows: list[tuple[str, str]] = [
+        ("algorithm", manifest["algorithm"]),
+        ("threshold", f"{manifest['threshold']:.4f}"),
+        ("trained on", f"{trained_on['kind']}: {trained_on['rows']:,} rows, {trained_on['groups']} groups"),
+        ("", trained_on["statement"]),
+        (validation["kind"], f"accuracy {grouped['accuracy']:.4f}, F1 {grouped['f1']:.4f}"),
+        ("random split (flatters)", f"accuracy {random_split['accuracy']:.4f}, F1 {random_split['f1']:.4f}"),
+    ]
+    if validation.get("episodes"):
+        seen = validation["episodes"]
+        rows.append(("fires seen", f"{seen['fires_seen']} of {seen['fires']}"))
+        rows.append(("nuisances taken for fire", f"{seen['nuisances_mistaken']} of {seen['nuisances']}"))
+    if validation.get("holdout"):
+        alone = validation["holdout"]["single_readings"]
+        rows.append(("single readings, held out", f"accuracy {alone['accuracy']:.4f}, F1 {alone['f1']:.4f}"))
+    rows += [
+        ("gate", entry.gate or "not judged"),
+        *(("", reason) for reason in entry.reasons),
+        ("features", manifest["feature_version"]),
+        ("data fingerprint", trained_on["fingerprint"]),
+        ("SHA-256", manifest["sha256"]),
+        ("code", manifest["code_version"]),
+    ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+@models.command()
+@click.option(
+    "--source",
+    type=click.Choice(["auto", "devices", "simulated", "csv"]),
+    default="auto",
+    show_default=True,
+    help="What to train on; auto: real devices where enough of them are labelled, else the simulated set.",
+)
+@click.option("--no-promote", is_flag=True, help="Register the version only.")
+@JSON_OPTION
+def train(source: str, no_promote: bool, as_json: bool) -> None:
+    """Train a version, register it, and promote it if it passes the gate.
+
+    \b
+    Example:
+      smoke models train
+      smoke models train --source simulated --no-promote
+    """
+    from smoke_platform.adapters import model_lifecycle
+
+    settings = load_settings()
+    registry = _registry(settings)
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+        registry.migrate()
+        if source in ("auto", "simulated"):
+            model_lifecycle.prepare_simulated(settings, progress=status.update)
+        candidate = model_lifecycle.train_candidate(settings, registry, source=source, progress=status.update)
+        status.update("judging")
+        verdict = model_lifecycle.judge(settings, registry, candidate.number)
+    promoted = verdict.passed and not no_promote
+    if promoted:
+        registry.promote(candidate.number, reason="smoke models train: passed the gate")
+    if as_json:
+        _print_json(
+            {
+                "version": candidate.number,
+                "promoted": promoted,
+                "gate": verdict.as_dict(),
+                "manifest": candidate.manifest,
+            }
+        )
+    else:
+        Console().print(_sheet(candidate.manifest, registry.version(candidate.number)))
+    if not verdict.passed:
+        raise SmokeError(
+            f"version {candidate.number} is registered, but the gate refused it: " + "; ".join(verdict.reasons),
+            "the champion stays",
+        )
+
+
+@models.command()
+@click.argument("version", type=click.IntRange(min=1))
+@click.option("--force", is_flag=True, help="Promote it even if the gate refuses it.")
+@click.option("--reason", help="Why; kept in the history. Required with --force.")
+@JSON_OPTION
+def promote(version: int, force: bool, reason: str | None, as_json: bool) -> None:
+    """Make a version champion, if it passes the gate.
+
+    \b
+    Example:
+      smoke models promote 4
+      smoke models promote 4 --force --reason "site test, agreed with the operator"
+    """
+    from smoke_platform.adapters import model_lifecycle
+
+    if force and not (reason or "").strip():
+        raise SmokeError("--force needs a reason", 'add --reason "why this version although the gate refuses it"')
+    settings = load_settings()
+    registry = _registry(settings)
+    if force:
+        published = registry.promote(version, reason=str(reason), forced=True)
+    else:
+        published = model_lifecycle.promote(settings, registry, version, reason=reason or "smoke models promote")
+    _tell(published, as_json)
+
+
+@models.command()
+@click.argument("version", type=click.IntRange(min=1), required=False)
+@click.option("--reason", default="smoke models rollback", help="Why; kept in the history.")
+@JSON_OPTION
+def rollback(version: int | None, reason: str, as_json: bool) -> None:
+    """Make the champion before this one champion again, or the earlier champion VERSION.
+
+    \b
+    Example:
+      smoke models rollback
+      smoke models rollback 2 --reason "false alarms in the kitchens"
+    """
+    _tell(_registry(load_settings()).rollback(version, reason=reason), as_json)
+
+
+@models.command()
+@JSON_OPTION
+def champion(as_json: bool) -> None:
+    """Show the champion that is published. Quick: opens no registry.
+
+    \b
+    Example:
+      smoke models champion --json | jq .version
+    """
+    from smoke_platform.adapters.registry import read_champion
+
+    published = read_champion(load_settings().models_dir)
+    if published is None:
+        raise SmokeError("there is no champion", "smoke models train trains one")
+    _tell(published, as_json)
+
+
+@models.command()
+def migrate() -> None:
+    """Make the registry's store, or bring it to the installed version's schema.
+
+    \b
+    Example:
+      smoke models migrate
+    """
+    registry = _registry(load_settings())
+    registry.migrate()
+    click.echo(registry.reconcile())
+
+
+def _tell(published: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(published)
+        return
+    metrics = published["metrics"]
+    click.echo(
+        f"version {published['version']} is champion since {published['published_at']} ({published['action']}: "
+        f"{published['reason']}); accuracy {metrics['accuracy']:.4f}, F1 {metrics['f1']:.4f} in {metrics['validation']}, "
+        f"trained on {published['trained_on']} data"
+    )
