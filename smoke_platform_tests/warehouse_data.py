@@ -43,7 +43,7 @@ def random_readings(day: date, count: int, seed: int, *, first_offset: int = 0) 
         pl.lit(day).alias(PARTITION_COLUMN),
         pl.Series("fire_alarm", label, pl.Boolean),
         pl.lit(1, pl.Int32).alias("schema_version"),
-        pl.lit("csv").alias("source"),
+        pl.Series("source", chance.choice(["csv", "device", "simulator"], count)),
         pl.Series("late", chance.random(count) < 0.1),
         pl.lit("smoke_sensor_data").alias("topic"),
         pl.Series("topic_id", chance.choice(["old", "new"], count)),
@@ -144,7 +144,7 @@ def examples(rows: pl.DataFrame, features: pl.DataFrame, gap_s: float = 900) -> 
     )
     group = pl.col("source") + ":" + pl.col("device_id")
     return (
-        features.filter(pl.col("fire_alarm").is_not_null())
+        features.filter(pl.col("fire_alarm").is_not_null() & (pl.col("source") != "simulator"))
         .join(known, on=IDENTITY)
         .with_columns(
             group.alias("group_id"),

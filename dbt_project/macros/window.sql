@@ -1,15 +1,11 @@
-{# The days of this build: a condition on `column`, of type date. #}
-{% macro in_window(column="event_date") -%}
-{{ column }} between date '{{ var("min_day") }}' and date '{{ var("max_day") }}'
-{%- endmacro %}
-
 {#
-  Incremental strategy: the days of this build are replaced as a whole, in the transaction of the model. dbt's own
-  delete+insert deletes only the days that have new rows, and would keep the rows of a day that has none left.
+  The days of this build: a condition on `column`, of type date. They come from the environment and are looked at only
+  when SQL is made: a variable of dbt's would have the whole project parsed anew for every day.
 #}
-{% macro get_incremental_replace_days_sql(arguments) %}
-  {%- set columns = get_quoted_csv(arguments["dest_columns"] | map(attribute="name")) -%}
-  delete from {{ arguments["target_relation"] }} where {{ in_window() }};
-  insert into {{ arguments["target_relation"] }} ({{ columns }})
-  select {{ columns }} from {{ arguments["temp_relation"] }};
-{% endmacro %}
+{% macro in_window(column="event_date") -%}
+{%- if execute -%}
+{{ column }} between date '{{ env_var("WAREHOUSE_FIRST_DAY") }}' and date '{{ env_var("WAREHOUSE_LAST_DAY") }}'
+{%- else -%}
+true
+{%- endif -%}
+{%- endmacro %}

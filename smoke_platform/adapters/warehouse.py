@@ -38,8 +38,12 @@ from smoke_platform.settings import Settings
 KEPT_RUNS = 20
 #: Beyond this many unseen commits the files of the table are looked at instead of each commit.
 MOST_COMMITS = 5_000
+#: Environment variables of dbt_project and its plugin.
+FIRST_DAY = "WAREHOUSE_FIRST_DAY"
+LAST_DAY = "WAREHOUSE_LAST_DAY"
+_PARSED = "partial_parse.msgpack"
 _THREADS = 2
-_MEMORY = "2GB"
+_MEMORY = "1GB"
 
 
 # -- dbt's surroundings ------------------------------------------------------------------------------------------
@@ -59,9 +63,22 @@ def dbt_executable() -> Path:
     return Path(sys.executable).with_name("dbt")
 
 
-def build_vars(first: date, last: date) -> dict[str, str]:
-    """dbt's variables for a build of the days from ``first`` to ``last``, both included."""
-    return {"min_day": first.isoformat(), "max_day": last.isoformat()}
+def build_environment(first: date, last: date) -> dict[str, str]:
+    """What tells dbt the days of a build, from ``first`` to ``last``, both included."""
+    return {FIRST_DAY: first.isoformat(), LAST_DAY: last.isoformat()}
+
+
+def new_target(settings: Settings, name: str) -> Path:
+    """A folder for what one build leaves, with what spares dbt from parsing the project; removes the oldest ones."""
+    runs = target_dir(settings) / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    old = sorted(runs.iterdir(), key=lambda path: path.stat().st_mtime)[: -KEPT_RUNS + 1]
+    for path in old:
+        shutil.rmtree(path)
+    target = runs / name
+    target.mkdir(exist_ok=True)
+    shutil.copyfile(target_dir(settings) / _PARSED, target / _PARSED)
+    return target
 
 
 def days_between(first: date, last: date) -> list[date]:
@@ -90,9 +107,9 @@ def prepare(settings: Settings) -> Path:
         settings.warehouse_file.parent.mkdir(parents=True, exist_ok=True)
         fresh = dbt_home(settings) / "parsing"
         shutil.rmtree(fresh, ignore_errors=True)
-        _dbt(settings, ["parse"], fresh)
+        _dbt(["parse"], settings, fresh)
         target_dir(settings).mkdir(parents=True, exist_ok=True)
-        for name in ("partial_parse.msgpack", "manifest.json"):
+        for name in (_PARSED, "manifest.json"):
             (fresh / name).replace(target_dir(settings) / name)
         _replace(seal, fingerprint)
         shutil.rmtree(fresh)
@@ -108,10 +125,9 @@ def build(settings: Settings, first: date, last: date) -> None:
     prepare(settings)
     began_at, seen, days = datetime.now(UTC), readings_position(Lake(settings.lake)), days_between(first, last)
     begin_build(settings, days)
-    target = target_dir(settings) / "runs" / f"{first}-{began_at:%Y%m%dT%H%M%S%f}"
-    _dbt(settings, ["build", "--vars", json.dumps(build_vars(first, last))], target)
+    target = new_target(settings, f"{first}-{began_at:%Y%m%dT%H%M%S%f}")
+    _dbt(["build"], settings, target, build_environment(first, last))
     finish_build(settings, days, seen, began_at)
-    prune_runs(settings)
 
 
 def docs(settings: Settings) -> Path:
@@ -126,22 +142,13 @@ def docs(settings: Settings) -> Path:
     prepare(settings)
     folder = dbt_home(settings) / "documenting"
     shutil.rmtree(folder, ignore_errors=True)
-    _dbt(settings, ["docs", "generate", "--static"], folder)
+    today = datetime.now(UTC).date()
+    _dbt(["docs", "generate", "--static"], settings, folder, build_environment(today, today))
     page = dbt_home(settings) / "docs" / "index.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     (folder / "static_index.html").replace(page)
     shutil.rmtree(folder)
     return page
-
-
-def prune_runs(settings: Settings, keep: int = KEPT_RUNS) -> int:
-    """Removes what dbt left of all builds but the last ``keep``; returns how many were removed."""
-    folder = target_dir(settings) / "runs"
-    runs = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
-    old = runs[: max(len(runs) - keep, 0)]
-    for path in old:
-        shutil.rmtree(path)
-    return len(old)
 
 
 def _profile(settings: Settings) -> str:
@@ -159,26 +166,22 @@ def _profile(settings: Settings) -> str:
                     "threads": 1,
                     # A file held by another process is tried again: someone may look at it by hand.
                     "retries": {"connect_attempts": 5, "retryable_exceptions": ["IOException"]},
-                    "settings": {
+                    # Set once, on connecting: dbt repeats what stands in "settings" on every cursor, and DuckDB
+                    # refuses the folder for spilling a second time once it has spilled.
+                    "config_options": {
                         "memory_limit": _MEMORY,
                         "threads": _THREADS,
                         "temp_directory": str(settings.warehouse_file.with_name("spill")),
-                        "TimeZone": "UTC",
-                        "preserve_insertion_order": False,
-                    },
-                    # Everything needed is built in; nothing is to be fetched while building.
-                    "config_options": {
+                        "preserve_insertion_order": "false",
+                        # Everything needed is built in; nothing is to be fetched while building.
                         "autoinstall_known_extensions": "false",
                         "autoload_known_extensions": "false",
                     },
+                    "settings": {"TimeZone": "UTC"},
                     "plugins": [
                         {
                             "module": "smoke_platform.adapters.warehouse_source",
-                            "config": {
-                                "lake": _absolute(settings.lake),
-                                "min_day": "{{ var('min_day', '1970-01-01') }}",
-                                "max_day": "{{ var('max_day', '1970-01-01') }}",
-                            },
+                            "config": {"lake": _absolute(settings.lake)},
                         }
                     ],
                 }
@@ -208,11 +211,14 @@ def _is_current(manifest: Path, seal: Path, fingerprint: str) -> bool:
     return manifest.is_file() and seal.is_file() and seal.read_text(encoding="utf-8") == fingerprint
 
 
-def _dbt(settings: Settings, arguments: Sequence[str], target: Path) -> None:
+def _dbt(
+    arguments: Sequence[str], settings: Settings, target: Path, environment: Mapping[str, str] | None = None
+) -> None:
     command = [str(dbt_executable()), "--no-use-colors", *arguments]
     command += ["--project-dir", str(PROJECT_DIR), "--profiles-dir", str(dbt_home(settings))]
     command += ["--target-path", str(target), "--log-path", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROJECT_DIR)
+    surroundings = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PROJECT_DIR, env=surroundings)
     if done.returncode != 0:
         raise SmokeError(
             f"dbt {arguments[0]} failed:\n{(done.stdout + done.stderr).strip()}", f"its log is {target / 'dbt.log'}"

@@ -188,7 +188,7 @@ _DESCRIPTIONS: Mapping[str, str] = {
     DAILY: "Readings of a device on a UTC day: completeness at the reporting interval, and the same facts.",
     EXAMPLES: (
         "Labelled rows of the feature table, each once. Late readings are left out: their features describe a moment "
-        "that the device's state had already passed, which no live reading of the alarm path does."
+        "that the device's state had already passed. So are those of the simulator: training has its own simulated set."
     ),
 }
 _UNIQUE: Mapping[str, tuple[str, ...]] = {

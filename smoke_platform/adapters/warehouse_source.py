@@ -8,6 +8,7 @@ which works alike on folders and object stores, and an empty one where nothing h
 
 from __future__ import annotations
 
+import os
 from datetime import date
 from typing import Any
 
@@ -17,23 +18,22 @@ from dbt.adapters.duckdb.plugins import BasePlugin
 from dbt.adapters.duckdb.utils import SourceConfig
 
 from smoke_platform.adapters.lake import PARTITION_COLUMN, Lake
-from smoke_platform.adapters.warehouse import days_between
+from smoke_platform.adapters.warehouse import FIRST_DAY, LAST_DAY, days_between
 from smoke_platform.adapters.warehouse_schema import SOURCES
 
 
 class Plugin(BasePlugin):
     """Gives dbt the sources of ``models/sources.yml``.
 
-    Configured in the profile by ``lake`` (folder or URL), ``min_day`` and ``max_day`` (ISO dates, both included).
+    The profile names the ``lake`` (folder or URL), the environment the first and the last day of the build.
     """
 
     def initialize(self, config: dict[str, Any]) -> None:
         self._lake = Lake(str(config["lake"]))
-        self._first = date.fromisoformat(str(config["min_day"]))
-        self._last = date.fromisoformat(str(config["max_day"]))
 
     def load(self, source_config: SourceConfig) -> pads.Dataset:
-        return window_dataset(self._lake, source_config.identifier, self._first, self._last)
+        first, last = (date.fromisoformat(os.environ[name]) for name in (FIRST_DAY, LAST_DAY))
+        return window_dataset(self._lake, source_config.identifier, first, last)
 
     def default_materialization(self) -> str:
         return "view"

@@ -6,10 +6,12 @@ reads and publishes (``adapters.warehouse``), which days are due (``domain.day_b
 """
 
 import json
+import os
 import secrets
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version as installed_version
@@ -145,10 +147,10 @@ def _models(settings: Settings) -> dg.AssetsDefinition:
         began_at = datetime.now(UTC)
         seen = _seen(context, warehouse.readings_position(Lake(settings.lake)))
         warehouse.begin_build(settings, days)
-        warehouse.prune_runs(settings)
-        variables = json.dumps(warehouse.build_vars(days[0], days[-1]))
-        target = warehouse.target_dir(settings) / "runs" / f"{days[0]}-{context.run.run_id[:8]}"
-        yield from dbt.cli(["build", "--vars", variables], context=context, target_path=target).stream()
+        target = warehouse.new_target(settings, f"{days[0]}-{context.run.run_id[:8]}-{began_at:%H%M%S%f}")
+        with _environment(warehouse.build_environment(days[0], days[-1])):
+            invocation = dbt.cli(["build"], context=context, target_path=target)
+        yield from invocation.stream()
         if not context.is_subset:
             warehouse.finish_build(settings, days, seen, began_at)
 
@@ -197,6 +199,21 @@ def _documentation(settings: Settings) -> dg.AssetsDefinition:
         return dg.MaterializeResult(metadata={"page": dg.MetadataValue.path(str(page))})
 
     return documentation
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for a child process started inside: dagster-dbt hands on those of this process only."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _days(context: dg.AssetExecutionContext) -> list[date]:

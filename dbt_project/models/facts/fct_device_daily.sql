@@ -1,4 +1,4 @@
-{{ config(materialized="incremental", incremental_strategy="replace_days", on_schema_change="append_new_columns") }}
+{{ config(materialized="by_day") }}
 
 {%- set interval_us = (var("reporting_interval_s") * 1000000) | int %}
 

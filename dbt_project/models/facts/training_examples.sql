@@ -1,4 +1,4 @@
-{{ config(materialized="incremental", incremental_strategy="replace_days", on_schema_change="append_new_columns") }}
+{{ config(materialized="by_day") }}
 
 {# The numbers are the feature kernel's: this model only chooses rows and says which belong together. #}
 with kept as (
@@ -38,3 +38,4 @@ select
 from {{ source("lake", "features") }} as features
 inner join recordings using (topic_id, "partition", "offset")
 where {{ in_window("features.event_date") }} and features.fire_alarm is not null
+    and features.source in ('{{ var("example_sources") | join("', '") }}')
