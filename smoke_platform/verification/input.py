@@ -58,7 +58,7 @@ def simulated_feed(devices: int, seconds: int, seed: int) -> Feed:
     from smoke_platform.domain.simulator import simulate
 
     noon = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) - timedelta(days=1)
-    frame = simulate(devices, noon, seconds, seed, fires_per_device_day=24.0).sort("event_time", "device_id")
+    frame = simulate(devices, noon, seconds, seed, fires_per_device_day=12.0).sort("event_time", "device_id")
     key = ("device_id", "event_time", "sequence")
     columns = [*key, *VALUES]
     return Feed(
