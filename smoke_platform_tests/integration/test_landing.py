@@ -22,11 +22,13 @@ from click.testing import CliRunner
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from smoke_platform.adapters.kafka import Cluster, ensure_topics
 from smoke_platform.adapters.kafka_bulk import TopicWatcher
 from smoke_platform.adapters.lake import READINGS, READINGS_COLUMNS, READINGS_SCHEMA, Lake
 from smoke_platform.adapters.lease import LeaseHeld
 from smoke_platform.cli.main import root
-from smoke_platform.domain.landing import REPLAY_HEADER
+from smoke_platform.domain.errors import SmokeError
+from smoke_platform.domain.landing import REPLAY_HEADER, CompactionPlan
 from smoke_platform.domain.readings import Reading, RejectReason, Source
 from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.orchestration import landing as orchestration
@@ -283,6 +285,21 @@ def test_kill_at_any_moment_loses_and_doubles_nothing(platform: Settings) -> Non
     assert set(found) == set(places) - bad
 
 
+def test_nothing_is_committed_past_a_letter_that_was_not_acknowledged(platform: Settings) -> None:
+    """Between commit and letter a crash would lose the reject for good, so the letter comes first."""
+    with Cluster(platform.brokers) as cluster:
+        cluster.alter(platform.topic_dead_letters, {"max.message.bytes": "100"})
+        produce(platform.brokers, platform.topic_readings, [*readings(20), ("a", b"no reading" * 20)])
+        with pytest.raises(SmokeError, match="dead letters were not acknowledged"):
+            land_once(platform)
+        assert landed(platform).is_empty()
+        assert sum(StandingProbe(platform).standing().lag.values()) == 21
+        cluster.alter(platform.topic_dead_letters, {"max.message.bytes": str(16 * 1024 * 1024)})
+    land_once(platform)
+    assert landed(platform).height == 20
+    assert len(letters(platform)) == 1
+
+
 def test_second_writer_is_refused_by_the_table_itself(platform: Settings) -> None:
     """A writer that was thought dead and comes back must not double what its successor landed."""
     produce(platform.brokers, platform.topic_readings, readings(10))
@@ -339,8 +356,6 @@ def test_broker_dies_and_comes_back(
         tmp_path, KAFKA_BOOTSTRAP_SERVERS=own.bootstrap_servers, SMOKE_BATCH_SECONDS=0.05, SMOKE_BATCH_ROWS=300
     )
     try:
-        from smoke_platform.adapters.kafka import ensure_topics
-
         ensure_topics(settings)
         places = produce(settings.brokers, settings.topic_readings, readings(8000))
         with InBackground(settings) as run:
@@ -369,7 +384,7 @@ def test_topic_made_anew_is_landed_from_its_start(platform: Settings, make_topic
         # More than before, so that the old positions point into the middle of the new log.
         produce(platform.brokers, topic, readings(1500, 10_000))
         run.join()
-    assert run.error is None or isinstance(run.error, landing.SmokeError)
+    assert run.error is None or isinstance(run.error, SmokeError)
     report = land_once(platform)
     rows = landed(platform)
     assert rows.group_by("topic_id").len().height == 2
@@ -470,7 +485,7 @@ def test_clocks_survive_the_run(platform: Settings, cached: bool) -> None:
 def test_files_stay_few_and_rows_the_same(platform: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit a second is 86,400 files a day; readers open every one of them."""
     monkeypatch.setattr(landing, "TIDY_EVERY_COMMITS", 25)
-    monkeypatch.setattr(landing, "CompactionPlan", lambda: landing_plan(small_files=20))
+    monkeypatch.setattr(landing, "CompactionPlan", lambda: CompactionPlan(small_files=20))
     settings = platform.model_copy(update={"batch_rows": 20})
     places = produce(settings.brokers, settings.topic_readings, readings(4000))
     report = land_once(settings)
@@ -481,12 +496,6 @@ def test_files_stay_few_and_rows_the_same(platform: Settings, monkeypatch: pytes
     more = produce(settings.brokers, settings.topic_readings, readings(100, 4000))
     land_once(settings)
     assert landed_places(settings) == sorted(places + more)
-
-
-def landing_plan(**changes: int) -> Any:
-    from smoke_platform.domain.landing import CompactionPlan
-
-    return CompactionPlan(**changes)
 
 
 def test_pause_ends_the_run_and_resume_goes_on(platform: Settings) -> None:
