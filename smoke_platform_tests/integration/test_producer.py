@@ -344,3 +344,51 @@ def wait_for(condition: Callable[[], bool], deadline_s: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {deadline_s} s"
         time.sleep(0.02)
+
+
+def test_a_compressed_loop_plays_on_until_it_is_stopped(
+    tmp_path: Path, broker: EmbeddedBroker, make_topic: Callable[..., str]
+) -> None:
+    """A demo runs for hours from a short file: each pass has new times, and Ctrl-C ends it with its table."""
+    path = tmp_path / "recording.csv"
+    write_recordings(path)
+    topic = make_topic(partitions=3)
+    program = subprocess.Popen(
+        [*SMOKE, "produce", "csv", str(path), "--time", "compressed", "--speed", "200", "--loop", "--topic", topic]
+        + ["--json"],
+        env={**os.environ, "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers, "SMOKE_HOME": str(tmp_path / "home")},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        with Cluster(broker.bootstrap_servers) as cluster:
+            wait_for(lambda: sum(high for _, high in cluster.watermarks(topic).values()) > 450)
+        program.send_signal(signal.SIGINT)
+        output, errors = program.communicate(timeout=30)
+    finally:
+        program.kill()
+        program.wait(10)
+    assert program.returncode == 0, errors
+    readings = [parse_reading(message.value()) for message in read_all(broker.bootstrap_servers, topic).values()]
+    assert json.loads(output)["acknowledged"] == len(readings)
+    assert len({(reading.device_id, reading.event_time, reading.sequence) for reading in readings}) == len(readings)
+    assert all(abs(reading.event_time.timestamp() - time.time()) < 300 for reading in readings)
+
+
+def test_options_that_contradict_are_refused(smoke: Any, tmp_path: Path) -> None:
+    """An option that is silently ignored makes a test of something else."""
+    path = tmp_path / "recording.csv"
+    write_recordings(path)
+    for arguments in (
+        ("simulate", "--forever", "--seconds", "5"),
+        ("simulate", "--rate", "5", "--interval", "2"),
+        ("simulate", "--rate", "0"),
+        ("csv", str(path), "--time", "now", "--rate", "5"),
+    ):
+        done = smoke("produce", *arguments)
+        assert done.returncode == 2, arguments
+        assert b"Error" in done.stderr
+    done = smoke("produce", "csv", str(tmp_path / "none.csv"))
+    assert done.returncode == 1
+    assert b"there is no file" in done.stderr
