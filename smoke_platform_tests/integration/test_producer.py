@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from confluent_kafka import Consumer, TopicPartition
 
 from smoke_platform.adapters.kafka import (
@@ -27,6 +28,8 @@ from smoke_platform.adapters.kafka import (
     Cluster,
     ReadingProducer,
 )
+from smoke_platform.cli.produce import produce
+from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.readings import CANONICAL_NAME, SENSOR_NAMES, parse_reading
 from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.streaming.producer import open_producer
@@ -354,8 +357,19 @@ def test_a_compressed_loop_plays_on_until_it_is_stopped(
     write_recordings(path)
     topic = make_topic(partitions=3)
     program = subprocess.Popen(
-        [*SMOKE, "produce", "csv", str(path), "--time", "compressed", "--speed", "200", "--loop", "--topic", topic]
-        + ["--json"],
+        [
+            *SMOKE,
+            "produce",
+            "csv",
+            str(path),
+            "--time",
+            "compressed",
+            "--speed=200",
+            "--loop",
+            "--topic",
+            topic,
+            "--json",
+        ],
         env={**os.environ, "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers, "SMOKE_HOME": str(tmp_path / "home")},
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -376,7 +390,7 @@ def test_a_compressed_loop_plays_on_until_it_is_stopped(
     assert all(abs(reading.event_time.timestamp() - time.time()) < 300 for reading in readings)
 
 
-def test_options_that_contradict_are_refused(smoke: Any, tmp_path: Path) -> None:
+def test_options_that_contradict_are_refused(tmp_path: Path) -> None:
     """An option that is silently ignored makes a test of something else."""
     path = tmp_path / "recording.csv"
     write_recordings(path)
@@ -386,9 +400,8 @@ def test_options_that_contradict_are_refused(smoke: Any, tmp_path: Path) -> None
         ("simulate", "--rate", "0"),
         ("csv", str(path), "--time", "now", "--rate", "5"),
     ):
-        done = smoke("produce", *arguments)
-        assert done.returncode == 2, arguments
-        assert b"Error" in done.stderr
-    done = smoke("produce", "csv", str(tmp_path / "none.csv"))
-    assert done.returncode == 1
-    assert b"there is no file" in done.stderr
+        refused = CliRunner().invoke(produce, arguments)
+        assert refused.exit_code == 2, arguments
+        assert "Error" in refused.output
+    with pytest.raises(SmokeError, match="there is no file"):
+        CliRunner().invoke(produce, ["csv", str(tmp_path / "none.csv")], catch_exceptions=False)
