@@ -260,6 +260,7 @@ async function start() {
   buildForm(schema);
   $("dagster").href = `${location.protocol}//${location.hostname}:${config.settings.SMOKE_DAGSTER_PORT}`;
   await refresh();
+  if (modelShown !== null) fill((await ask("/predict/sample")).request);
   setInterval(refresh, EVERY_MS);
   document.addEventListener("visibilitychange", refresh);
 }
