@@ -223,7 +223,8 @@ def produce_simulate(
     lasts = seconds or 60.0
     target = math.inf if history else count / period
     label = f"{count:,} simulated device{'s' if count > 1 else ''}"
-    with _Run(settings, topic, target, as_json, label=label, forever=forever) as run:
+    total = None if forever else math.ceil(count * lasts / period)
+    with _Run(settings, topic, target, as_json, label=label, forever=forever, total=total) as run:
         if run.stopped_early:
             pass
         elif history:
@@ -324,6 +325,7 @@ class _Run:
         label: str,
         forever: bool = False,
         interrupts: bool = False,
+        total: int | None = None,
     ) -> None:
         self.stop = threading.Event()
         self.report = ProduceReport()
@@ -336,6 +338,7 @@ class _Run:
         self._label = label
         self._forever = forever
         self._interrupts = interrupts
+        self._total = total
         self._producer: Producer | None = None
         self._started = self._spoke = time.monotonic()
         self._handlers: dict[int, Any] = {}
@@ -368,7 +371,7 @@ class _Run:
                 transient=True,
             )
             self._progress.start()
-            self._task = self._progress.add_task(self._label, total=None)
+            self._task = self._progress.add_task(self._label, total=self._total)
         return self
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
