@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -21,7 +22,7 @@ WEIGHTS = {"smoke_and_gas": 12.0}
 BIAS = -5.0
 
 
-def simulated(devices: int, start: datetime, hours: float, seed: int = 7, **more: float) -> pl.DataFrame:
+def simulated(devices: int, start: datetime, hours: float, seed: int = 7, **more: Any) -> pl.DataFrame:
     """Readings as the simulator tells them, one every 10 s."""
     return simulate(devices, start, int(hours * 3600), seed, interval_s=INTERVAL_S, **more)
 

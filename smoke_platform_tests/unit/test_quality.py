@@ -221,3 +221,13 @@ def test_nothing_expected_and_nothing_arrived_is_no_report() -> None:
     """Or an empty platform shows a score of 100 for no readings."""
     empty = quality.hourly_statistics(room().head(0).lazy()).collect()
     assert quality.assess(empty, START, END, rejected={}) is None
+
+
+def test_what_one_device_sends_too_often_does_not_stand_in_for_another() -> None:
+    """Or a chatty detector hides a dead one."""
+    frame = room(devices=2)
+    first, second = sorted(frame["device_id"].unique())
+    halved = frame.filter((pl.col("device_id") != second) | (pl.col("event_time").dt.minute() % 2 == 0))
+    found = assess(halved, intervals_s={first: 2.0 * STEP_S, second: float(STEP_S)})
+    assert found.readings > 0.98 * found.expected
+    assert found.score.completeness == pytest.approx(2 / 3, abs=0.02)
