@@ -100,7 +100,7 @@ def test_a_day_that_has_not_begun_waits_for_its_partition() -> None:
     assert _due(builds, _after(86_400)) == [tomorrow]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), ticks=st.integers(20, 120))
 def test_no_row_stays_unbuilt_and_no_day_is_built_twice_for_nothing(seed: int, ticks: int) -> None:
     """Whatever arrives, fails or takes long: in the end every day is built from its latest rows, within the limits."""
