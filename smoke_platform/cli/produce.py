@@ -169,6 +169,13 @@ def produce_csv(
 
 @produce.command(name="simulate")
 @click.option("--devices", type=click.IntRange(1, 1_000_000), help="How many (default: SMOKE_SIMULATE_DEVICES).")
+@click.option(
+    "--first-device",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Number of the first; the embedded platform's own simulator has those from 1 on.",
+)
 @click.option("--interval", type=click.FloatRange(0.001, 3600), help="Seconds between a device's readings (default 1).")
 @rate_option
 @click.option("--seed", type=click.IntRange(0), help="Of the world (default: SMOKE_SIMULATE_SEED).")
@@ -182,6 +189,7 @@ def produce_csv(
 @json_option
 def produce_simulate(
     devices: int | None,
+    first_device: int,
     interval: float | None,
     rate: float | None,
     seed: int | None,
@@ -198,7 +206,7 @@ def produce_simulate(
 
     \b
     Example:
-      smoke produce simulate --devices 100 --seconds 60
+      smoke produce simulate --devices 100 --first-device 1001 --seconds 60
       smoke produce simulate --devices 1000 --rate 5000 --forever
       smoke produce simulate --devices 50 --seconds 3600 --rate max
     """
@@ -228,10 +236,10 @@ def produce_simulate(
         if run.stopped_early:
             pass
         elif history:
-            frames = _history(count, world, lasts)
+            frames = _history(count, world, lasts, first_device - 1)
             send_frames(run.producer, frames, rate=None, stop=run.stop, progress=run.advance)
         else:
-            simulator = LiveSimulator(count, world)
+            simulator = LiveSimulator(count, world, first_device=first_device - 1)
             send_when_due(
                 run.producer,
                 live_frames(simulator, run.stop, run.skipped),
@@ -244,7 +252,7 @@ def produce_simulate(
     run.end()
 
 
-def _history(count: int, world: SimulationSettings, seconds: float) -> Iterator[pl.DataFrame]:
+def _history(count: int, world: SimulationSettings, seconds: float, first_device: int) -> Iterator[pl.DataFrame]:
     """The last ``seconds`` of the fleet, in stretches that bound the memory, each ordered by time."""
     begin = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=seconds)
     stretch = max(world.interval_s, math.floor(LiveSimulator.MOST_ROWS / count) * world.interval_s)
@@ -259,6 +267,7 @@ def _history(count: int, world: SimulationSettings, seconds: float) -> Iterator[
             interval_s=world.interval_s,
             fires_per_device_day=world.fires_per_device_day,
             nuisances_per_device_day=world.nuisances_per_device_day,
+            first_device=first_device,
         ).sort("event_time", maintain_order=True)
         done += length
 

@@ -847,14 +847,17 @@ class LiveSimulator:
     Args:
         devices: how many; at most a million.
         world: seed, rates and interval.
+        first_device: number of the first one, so that two simulators on one platform do not speak for the same.
     """
 
     #: Rows that one chunk has at most, which bounds its memory to some 100 MB.
     MOST_ROWS = 200_000
 
-    def __init__(self, devices: int, world: SimulationSettings) -> None:
+    def __init__(self, devices: int, world: SimulationSettings, *, first_device: int = 0) -> None:
         _within("devices", devices, 1, 1_000_000)
+        _within("first_device", first_device, 0, 10_000_000)
         self.devices = devices
+        self.first_device = first_device
         self.world = world
         self._interval_us = round(world.interval_s * 1e6)
 
@@ -874,7 +877,7 @@ class LiveSimulator:
         """
         grid = np.arange(first, first + count, dtype=np.int64) * self._interval_us
         frames = [
-            _frame(self.world, number, grid + number * self._interval_us // self.devices, first)
+            _frame(self.world, self.first_device + number, grid + number * self._interval_us // self.devices, first)
             for number in range(self.devices)
         ]
         return pl.concat(frames).sort("event_time", maintain_order=True)

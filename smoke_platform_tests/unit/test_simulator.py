@@ -256,3 +256,10 @@ def test_a_live_chunk_is_bounded_for_a_large_fleet() -> None:
 def test_device_names_are_stable() -> None:
     """Dashboards and the registry address devices by name."""
     assert [device_name(0), device_name(9999)] == ["sim-0001", "sim-10000"]
+
+
+def test_two_live_simulators_share_no_device() -> None:
+    """A load test beside the platform's own simulator must not speak for its devices."""
+    world = SimulationSettings(missing_share=0, faults_per_device_day=0)
+    second = LiveSimulator(3, world, first_device=20).intervals(1_767_225_600, 2)
+    assert set(second["device_id"]) == {"sim-0021", "sim-0022", "sim-0023"}
