@@ -124,7 +124,7 @@ def compare(
         ready = {name: connection.request(*target) for name, target in targets.items()}
         mine: dict[str, list[float]] = {name: [] for name in targets}
         bad = dict.fromkeys(targets, 0)
-        for name, request in ready.items():
+        for request in ready.values():
             for _ in range(warming):
                 connection.exchange(request)
         while any(len(taken) < share for taken in mine.values()):
