@@ -23,7 +23,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from smoke_platform.domain import features
@@ -262,7 +261,9 @@ def _manifest(content: bytes, version: str) -> dict[str, Any]:
         ) from None
 
 
-def _session(artifact: bytes, version: str) -> ort.InferenceSession:
+def _session(artifact: bytes, version: str) -> Any:
+    import onnxruntime as ort
+
     options = ort.SessionOptions()
     # One row takes microseconds: handing it to other threads costs more than it saves, and the cores have other work.
     options.intra_op_num_threads = 1
@@ -276,7 +277,7 @@ def _session(artifact: bytes, version: str) -> ort.InferenceSession:
         ) from None
 
 
-def _signature(session: ort.InferenceSession, version: str) -> tuple[str, list[str], int]:
+def _signature(session: Any, version: str) -> tuple[str, list[str], int]:
     """Name of the input, names of the outputs to ask for, and the column with the fire class."""
     inputs = session.get_inputs()
     width = len(features.FEATURE_NAMES)
