@@ -264,13 +264,18 @@ class Settings(BaseModel):
 
     # -- derived -----------------------------------------------------------------------------------------
     @property
+    def near_host(self) -> str:
+        """Where this machine reaches what listens on ``SMOKE_BIND_HOST``: a wildcard is no address to connect to."""
+        return "127.0.0.1" if self.bind_host in ("", "0.0.0.0", "::") else self.bind_host  # noqa: S104 - compared with
+
+    @property
     def brokers(self) -> str:
         """Bootstrap servers, the embedded broker's where none are named."""
-        return self.kafka_bootstrap_servers or f"127.0.0.1:{self.kafka_port}"
+        return self.kafka_bootstrap_servers or f"{self.near_host}:{self.kafka_port}"
 
     @property
     def api_url(self) -> str:
-        return self.ml_api_url.rstrip("/") or f"http://127.0.0.1:{self.api_port}"
+        return self.ml_api_url.rstrip("/") or f"http://{self.near_host}:{self.api_port}"
 
     @property
     def zone(self) -> ZoneInfo:
