@@ -29,7 +29,7 @@ function operation(method, path, described) {
   const head = element("summary");
   head.append(element("b", method.toUpperCase()), element("code", path), element("span", described.summary || "", "muted"));
   box.append(head);
-  if (described.description) box.append(element("p", described.description));
+  if (described.description) box.append(element("p", described.description.replaceAll("`", "")));
   const content = described.requestBody ? described.requestBody.content["application/json"] : undefined;
   box.append(block("Example", curl(method, path, content && content.example)));
   if (content) box.append(block("Request", content.schema));
