@@ -38,8 +38,10 @@ from smoke_platform.streaming.landing import (
 
 #: A holder that has not been heard of for this long is stuck; more than the slowest commit.
 STALE_S = 15.0
-#: A process needs this long at most from its launch to its first heartbeat.
+#: A process needs this long at most from its launch to its first heartbeat; on an overloaded machine longer, so each
+#: run that did not get that far gives the next one twice the time.
 STARTING_S = 20.0
+LONGEST_STARTING_S = 160.0
 #: A tick watches this long, in these steps: a new one comes only 5 s after the last began.
 WATCH_S = 4.0
 STEP_S = 0.2
@@ -101,7 +103,13 @@ class Surroundings:
     last_failure_s: float = 0.0
 
 
-def decide(lease: LeaseState, runs: Sequence[UnfinishedRun], around: Surroundings, now: float) -> Action:
+def decide(
+    lease: LeaseState,
+    runs: Sequence[UnfinishedRun],
+    around: Surroundings,
+    now: float,
+    starting_s: float = STARTING_S,
+) -> Action:
     """What the supervisor does.
 
     Args:
@@ -109,6 +117,7 @@ def decide(lease: LeaseState, runs: Sequence[UnfinishedRun], around: Surrounding
         runs: the job's unfinished runs; only looked at when nobody holds the lease.
         around: only looked at when no run is under way.
         now: epoch seconds.
+        starting_s: how long a run may take until it holds the lease.
     """
     beat = lease.beat
     if lease.held:
@@ -116,7 +125,7 @@ def decide(lease: LeaseState, runs: Sequence[UnfinishedRun], around: Surrounding
             return Action(Kind.KILL, f"process {beat.pid} has been silent for {now - beat.at:.0f} s", beat=beat)
         return Action(Kind.LEAVE, "landing is at work")
 
-    dead = tuple(run.run_id for run in runs if not run.queued and _is_dead(run, beat, now))
+    dead = tuple(run.run_id for run in runs if not run.queued and _is_dead(run, beat, now, starting_s))
     if dead:
         return Action(Kind.FAIL, f"its process is gone: {', '.join(dead)}", run_ids=dead)
     if runs:
@@ -141,11 +150,19 @@ def _start_or_not(around: Surroundings) -> Action:
     return action
 
 
-def _is_dead(run: UnfinishedRun, beat: Beat | None, now: float) -> bool:
+def _is_dead(run: UnfinishedRun, beat: Beat | None, now: float, starting_s: float) -> bool:
     """Whether a run that nobody holds the lease for is gone, rather than just starting or just ending."""
     if beat is not None and beat.run_id == run.run_id:
-        return not beat.ended or now - beat.at > STARTING_S
-    return run.age_s > STARTING_S
+        return not beat.ended or now - beat.at > starting_s
+    return run.age_s > starting_s
+
+
+def starting_patience_s(fruitless: int) -> float:
+    """How long a run may take to start after so many fruitless ones.
+
+    With a fixed bound a machine too busy to start a run in time would end every one of them, and never land again.
+    """
+    return min(LONGEST_STARTING_S, STARTING_S * 2.0 ** min(fruitless, 10))
 
 
 def patience_s(fruitless: int) -> float:
@@ -181,7 +198,8 @@ class Supervisor:
             lease = probe(self._lease)
             runs = [] if lease.held else self._unfinished(instance)
             around = Surroundings(None) if lease.held or runs else self._around(instance, lease)
-            action = decide(lease, runs, around, time.time())
+            starting_s = starting_patience_s(self._fruitless(instance, lease)[0] if runs else 0)
+            action = decide(lease, runs, around, time.time(), starting_s)
             if action.kind is Kind.KILL and action.beat is not None:
                 kill_holder(action.beat)
             for run_id in action.run_ids:

@@ -406,10 +406,10 @@ class _Proof:
                 break
             time.sleep(0.5)
         content = answer.json()
-        served = answer.status_code == httpx.codes.OK and content["model"]["version"] == version
+        served = answer.status_code == httpx.codes.OK and content["model_version"] == str(version)
         found = f"HTTP {answer.status_code}: {content}"
         if answer.status_code == httpx.codes.OK:
-            model = content["model"]["version"]
+            model = content["model_version"]
             found = f"{content['label']}, probability {content['probability']:.4f}, model version {model}"
         self._add("prediction over HTTP by the champion", served, found)
 

@@ -23,6 +23,7 @@ from smoke_platform.domain.offsets import MessageId
 from smoke_platform.domain.readings import ReadingRejected, RejectReason
 from smoke_platform.orchestration.landing import (
     FRUITLESS_RUNS,
+    LONGEST_STARTING_S,
     LONGEST_WAIT_S,
     STALE_S,
     STARTING_S,
@@ -32,6 +33,7 @@ from smoke_platform.orchestration.landing import (
     UnfinishedRun,
     decide,
     patience_s,
+    starting_patience_s,
     watch,
 )
 
@@ -245,3 +247,22 @@ def test_watch_asks_for_a_run_as_soon_as_it_may() -> None:
     slept: list[float] = []
     assert watch(lambda: next(steps), slept.append).kind is Kind.REQUEST
     assert len(slept) == 1
+
+
+def test_a_machine_too_busy_to_start_a_run_in_time_lands_all_the_same():
+    """Each run would be declared dead just before it got to work, for ever."""
+    slow = 70.0
+    fruitless = 0
+    while starting_patience_s(fruitless) < slow:
+        late = UnfinishedRun("slow", queued=False, age_s=starting_patience_s(fruitless) + 1)
+        action = decide(LeaseState(held=False, beat=None), [late], Surroundings(1), NOW, starting_patience_s(fruitless))
+        assert action.kind is Kind.FAIL
+        fruitless += 1
+    about_to_work = UnfinishedRun("slow", queued=False, age_s=slow)
+    assert (
+        decide(
+            LeaseState(held=False, beat=None), [about_to_work], Surroundings(1), NOW, starting_patience_s(fruitless)
+        ).kind
+        is Kind.WAIT
+    )
+    assert starting_patience_s(1000) == LONGEST_STARTING_S
