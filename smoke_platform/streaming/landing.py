@@ -117,6 +117,10 @@ class LostReadings(SmokeError):
     """Readings were deleted from the log before they were landed."""
 
 
+class _BatchMissing(Exception):
+    """The batch before this one was not committed, so this one must not be either."""
+
+
 class TopicChanged(Exception):
     """The topic was made anew or got more partitions: this run knows the old one only."""
 
@@ -491,6 +495,7 @@ class Progress:
 
 @dataclass(slots=True)
 class _Prepared:
+    begins: dict[int, int]
     rows: pa.Table
     days: set[object]
     letters: list[Letter]
@@ -562,8 +567,10 @@ class Landing:
             loading = decoder.submit(self._timed, "clocks", self._load_clocks)
             self._await(loading, lease)
             self._letters = DeadLetterProducer(self._settings.brokers, self._settings.topic_dead_letters)
+            self._reached = dict(points.positions)  # of what was read
             self._positions = dict(points.positions)  # of what was handed to the decoder
-            report.positions = dict(points.positions)  # of what is committed
+            self._committed = dict(points.positions)  # of what is in the table; the committing thread's
+            report.positions = dict(points.positions)
             goal = {number: high for number, (_, high) in watermarks.items()} if self._once else None
             pending: deque[Future[Progress]] = deque()
             try:
@@ -604,6 +611,7 @@ class Landing:
                 full = len(growing) >= self._plan.rows
                 if not full:
                     chunk = consumer.take(POLL_S, self._plan.rows - len(growing))
+                    self._reached = advanced(self._reached, _after(chunk))
                     if len(chunk):
                         last_message = time.monotonic()
                         oldest = oldest if len(growing) else last_message
@@ -626,15 +634,14 @@ class Landing:
                     asked = now
                     ending = "no longer wanted" if self._wanted is not None and not self._wanted() else ""
                 if not ending and goal is not None:
-                    reached = advanced(self._positions, _after(growing))
-                    ending = "caught up" if all(reached[number] >= end for number, end in goal.items()) else ""
+                    ending = "caught up" if all(self._reached[number] >= end for number, end in goal.items()) else ""
 
                 due = self._plan.due(len(growing), now - oldest, writer_free=not pending)
                 if (due and len(pending) < MOST_PENDING) or ending or (not len(growing) and self._gap(growing)):
                     if len(growing) or self._gap(growing):
-                        decoding = decoder.submit(self._timed, "decode", self._prepare, growing)
+                        decoding = decoder.submit(self._timed, "decode", self._prepare, growing, self._positions)
                         pending.append(committer.submit(self._commit, decoding))
-                        self._positions = advanced(self._positions, _after(growing))
+                        self._positions = dict(self._reached)
                     growing = MessageBatch()
                     if ending:
                         return ending
@@ -695,7 +702,7 @@ class Landing:
         return step is not None and time.monotonic() - step[1] > STEP_BUDGET_S[step[0]]
 
     # -- decoding ----------------------------------------------------------------------------------------
-    def _prepare(self, batch: MessageBatch) -> _Prepared:
+    def _prepare(self, batch: MessageBatch, begins: dict[int, int]) -> _Prepared:
         settings, facts = self._settings, self._facts_at_start
         decoded, rejects = decode_batch(batch.values, batch.append_times_ms)
         places = pl.DataFrame(
@@ -739,6 +746,7 @@ class Landing:
         for _, reject in rejects:
             reasons[str(reject.reason)] = reasons.get(str(reject.reason), 0) + 1
         return _Prepared(
+            begins=begins,
             rows=stored.to_arrow(),
             days=set(stored[PARTITION_COLUMN].unique()),
             letters=letters,
@@ -775,11 +783,15 @@ class Landing:
     # -- committing --------------------------------------------------------------------------------------
     def _commit(self, decoding: Future[_Prepared]) -> Progress:
         prepared = decoding.result()
+        if prepared.begins != self._committed:
+            # The batch before failed: committing this one would move the position past messages that nobody has.
+            raise _BatchMissing(f"the batch begins at {prepared.begins}, the table ends at {self._committed}")
         self._timed("topic", self._require_same_topic)
         if prepared.letters:
             # Before the commit: a reject whose position is behind us must be in the dead letters.
             self._timed("letters", self._letters.send, prepared.letters)
         version = self._timed("commit", self._table.commit, prepared.rows, prepared.positions)
+        self._committed = advanced(self._committed, prepared.positions)
         self._committed_clocks = prepared.clocks
         self._timed("tidy", self._table.tidy, prepared.days)
         if time.monotonic() - self._clocks_saved > CLOCKS_SAVED_EVERY_S:

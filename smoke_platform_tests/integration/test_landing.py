@@ -25,7 +25,7 @@ from confluent_kafka.admin import AdminClient
 from smoke_platform.adapters.kafka import Cluster, ensure_topics
 from smoke_platform.adapters.kafka_bulk import TopicWatcher
 from smoke_platform.adapters.lake import READINGS, READINGS_COLUMNS, READINGS_SCHEMA, Lake
-from smoke_platform.adapters.lease import LeaseHeld
+from smoke_platform.adapters.lease import LeaseHeld, probe
 from smoke_platform.cli.main import root
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.landing import REPLAY_HEADER, CompactionPlan
@@ -262,20 +262,20 @@ def test_kill_at_any_moment_loses_and_doubles_nothing(platform: Settings) -> Non
         sent[number] = ("bad", b"no reading")
     places = produce(platform.brokers, platform.topic_readings, sent)
     bad = {place for place, (key, _) in zip(places, sent, strict=True) if key == "bad"}
-    probe = StandingProbe(platform)
+    standing_of = StandingProbe(platform)
     moved = 0
     for _ in range(KILLS):
-        before = sum(probe.standing().lag.values())
+        before = sum(standing_of.standing().lag.values())
         writer = start_writer(platform.model_copy(update={"batch_rows": 150}))
         try:
             # Sometimes before the first commit, sometimes many commits later.
             target = max(0, before - rng.choice([0, 1, 500, 1500]))
-            wait_for(lambda goal=target: sum(probe.standing().lag.values()) <= goal)
+            wait_for(lambda goal=target: sum(standing_of.standing().lag.values()) <= goal)
             time.sleep(rng.random() * 0.1)
         finally:
             writer.send_signal(signal.SIGKILL)
             writer.wait()
-        moved += before - sum(probe.standing().lag.values())
+        moved += before - sum(standing_of.standing().lag.values())
     assert moved > 0
     land_once(platform)
     found = landed_places(platform)
@@ -289,15 +289,42 @@ def test_nothing_is_committed_past_a_letter_that_was_not_acknowledged(platform: 
     """Between commit and letter a crash would lose the reject for good, so the letter comes first."""
     with Cluster(platform.brokers) as cluster:
         cluster.alter(platform.topic_dead_letters, {"max.message.bytes": "100"})
-        produce(platform.brokers, platform.topic_readings, [*readings(20), ("a", b"no reading" * 20)])
+        # The reject is in the first batch; those behind it are decoded and waiting when its letter fails.
+        sent = [("a", b"no reading" * 20), *readings(2000)]
+        produce(platform.brokers, platform.topic_readings, sent)
         with pytest.raises(SmokeError, match="dead letters were not acknowledged"):
-            land_once(platform)
+            land_once(platform.model_copy(update={"batch_rows": 10}))
         assert landed(platform).is_empty()
-        assert sum(StandingProbe(platform).standing().lag.values()) == 21
+        assert sum(StandingProbe(platform).standing().lag.values()) == len(sent)
         cluster.alter(platform.topic_dead_letters, {"max.message.bytes": str(16 * 1024 * 1024)})
     land_once(platform)
-    assert landed(platform).height == 20
+    assert landed(platform).height == 2000
     assert len(letters(platform)) == 1
+
+
+def test_interruption_at_any_commit_leaves_whole_batches(platform: Settings) -> None:
+    """Dagster ends a run by an exception in the middle of anything; lease and positions must be left in order."""
+
+    class Interrupted(BaseException):
+        pass
+
+    seen = 0
+
+    def interrupt(_progress: landing.Progress) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == 3:
+            raise Interrupted
+
+    settings = platform.model_copy(update={"batch_rows": 50})
+    places = produce(settings.brokers, settings.topic_readings, readings(1000))
+    with pytest.raises(Interrupted):
+        Landing(settings, "interrupted", once=True, on_commit=interrupt).run()
+    assert not probe(landing.lease_path(settings)).held
+    found = landed_places(settings)
+    assert 150 <= len(found) < 1000
+    land_once(settings)
+    assert landed_places(settings) == sorted(places)
 
 
 def test_second_writer_is_refused_by_the_table_itself(platform: Settings) -> None:
@@ -438,8 +465,8 @@ def test_offsets_without_messages_are_passed(platform: Settings) -> None:
         end(30)
     report = land_once(platform)
     assert report.total().rows == 30
-    probe = StandingProbe(platform)
-    assert sum(probe.standing().lag.values()) == 0
+    standing_of = StandingProbe(platform)
+    assert sum(standing_of.standing().lag.values()) == 0
     land_once(platform)
     assert sorted(landed(platform)["sequence"]) == list(range(30))
 

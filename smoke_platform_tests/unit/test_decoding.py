@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
@@ -36,7 +37,7 @@ def one_by_one(values: list[bytes | None], appended: list[int]) -> list[Decision
         try:
             reading = parse_reading(value, append_time=append_moment(append_ms))
         except ReadingRejected as reject:
-            decisions.append((reject.reason, reject.field, reject.detail))
+            decisions.append(refusal(reject))
             continue
         sensors = tuple(reading.sensors.get(name) for name in ALL_SENSOR_NAMES)
         decisions.append(
@@ -53,11 +54,16 @@ def one_by_one(values: list[bytes | None], appended: list[int]) -> list[Decision
     return decisions
 
 
+def refusal(reject: ReadingRejected) -> Decision:
+    # A marker object inside a detail shows its address, which differs from one parse to the next.
+    return reject.reason, reject.field, re.sub(r" at 0x[0-9a-f]+", "", reject.detail)
+
+
 def in_a_batch(values: list[bytes | None], appended: list[int]) -> list[Decision]:
     frame, rejects = decode_batch(values, appended)
     assert frame.schema == pl.Schema(DECODED_SCHEMA)
     assert frame["row"].is_sorted()
-    decisions: dict[int, Decision] = {row: (r.reason, r.field, r.detail) for row, r in rejects}
+    decisions: dict[int, Decision] = {row: refusal(reject) for row, reject in rejects}
     assert len(decisions) == len(rejects)
     for row, *rest in frame.iter_rows():
         assert row not in decisions
@@ -227,7 +233,7 @@ messages = st.one_of(
 append_times = st.sampled_from([-1, APPENDED_MS])
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=700, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(messages, append_times), min_size=1, max_size=5))
 def test_batch_decides_as_the_single_parser(batch: list[tuple[bytes | None, int]]) -> None:
     """A reading must not land or be refused depending on which messages happened to arrive with it."""
@@ -235,7 +241,7 @@ def test_batch_decides_as_the_single_parser(batch: list[tuple[bytes | None, int]
     assert in_a_batch(values, appended) == one_by_one(values, appended)
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(nearly_readings(), nearly_readings(), append_times)
 @example(
     b'{"device_id":5,"event_time":"2022-06-09T00:08:51Z","raw_h2":1}',
@@ -248,7 +254,7 @@ def test_fast_paths_never_accept_what_the_parser_refuses(one: bytes, other: byte
     assert in_a_batch(values, [appended] * 2) == one_by_one(values, [appended] * 2)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.floats(-60, 300) | st.floats(-1e-300, 1e-300), min_size=1, max_size=40))
 def test_numbers_are_read_to_the_last_bit(numbers: list[float]) -> None:
     """The lake must hold the very value that the device sent."""
