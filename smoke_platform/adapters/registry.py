@@ -27,9 +27,8 @@ champion and never a part of one. That file decides what is served; MLflow's ali
 
 ``models/<version>/`` never changes once it is there:
 
-* ``model.onnx``: one input ``features``, float32 ``[n, F]`` in the order of ``feature_names``, NaN where unknown; the
-  output ``probabilities``, float32 ``[n, 2]``, column 1 is fire. (``label`` is there too and is not used: it knows
-  nothing of the threshold.)
+* ``model.onnx``: one input ``features``, float32 ``[n, F]`` in the order of ``feature_names``, NaN where unknown; one
+  output ``probabilities``, float32 ``[n, 2]``, column 1 is fire.
 * ``manifest.json``: ``format, name, version, sha256, algorithm, parameters, feature_version, feature_sha256,
   feature_names, threshold, trained_on`` (kind, statement, rows, devices, fires, nuisances, period, table, Delta
   version, fingerprint, sampling, simulated), ``validation`` (grouped figures, each fold, the flattering random

@@ -15,7 +15,8 @@ import hashlib
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -39,6 +40,7 @@ THREADS = 2
 OPENMP_THREADS = 1
 #: ONNX operator sets of the exported graph; onnxruntime has known both for years.
 OPSETS = {"": 18, "ai.onnx.ml": 3}
+IR_VERSION = 8
 OUTER_FOLDS = 4
 #: Part of the training groups by which algorithm and threshold are chosen: one in so many.
 INNER_FOLDS = 4
@@ -58,10 +60,16 @@ Booleans = npt.NDArray[np.bool_]
 # -- the algorithms ------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Algorithm:
-    """A way to fit. ``imputed``: missing values are filled and flagged inside the exported graph."""
+    """A way to fit.
+
+    Attributes:
+        imputed: missing values are filled and flagged inside the exported graph.
+        double: computed in float64 inside it; in float32 a linear model's sum of 94 terms is off by more than 1e-6.
+    """
 
     name: str
     imputed: bool
+    double: bool
     parameters: dict[str, Any]
     make: Callable[[int, dict[str, Any]], Any]
 
@@ -91,11 +99,13 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm(
         "logistic_regression",
         True,
+        True,
         {"C": 0.1, "class_weight": "balanced", "max_iter": 400, "tol": 1e-3},
         _logistic_regression,
     ),
     Algorithm(
         "hist_gradient_boosting",
+        False,
         False,
         {
             "max_iter": 40,
@@ -111,6 +121,7 @@ ALGORITHMS: tuple[Algorithm, ...] = (
     Algorithm(
         "random_forest",
         True,
+        False,
         {
             "n_estimators": 25,
             "max_depth": 12,
@@ -136,7 +147,7 @@ class Fitted:
 
     def trained_probability(self, matrix: features.Features) -> Floats:
         """What scikit-learn says; for the parity with ``score`` only."""
-        rows = matrix if self.fill is None else _filled(matrix, self.fill)
+        rows = _inputs(self.algorithm, matrix, self.fill)
         answer: Floats = self.estimator.predict_proba(rows)[:, 1].astype(np.float64)
         return answer
 
@@ -189,7 +200,7 @@ def fit(algorithm: Algorithm, matrix: features.Features, label: Booleans, seed: 
     estimator = algorithm.make(seed, algorithm.parameters)
     began = time.perf_counter()
     with threadpool_limits(OPENMP_THREADS):
-        estimator.fit(matrix if fill is None else _filled(matrix, fill), label)
+        estimator.fit(_inputs(algorithm, matrix, fill), label)
     took = time.perf_counter() - began
     return Fitted(algorithm, estimator, fill, export(estimator, fill), took)
 
@@ -199,6 +210,11 @@ def _medians(matrix: features.Features) -> features.Features:
     fill = np.zeros(matrix.shape[1], dtype=np.float32)
     fill[known] = np.nanmedian(matrix[:, known], axis=0)
     return fill
+
+
+def _inputs(algorithm: Algorithm, matrix: features.Features, fill: features.Features | None) -> Any:
+    rows = matrix if fill is None else _filled(matrix, fill)
+    return rows.astype(np.float64) if algorithm.double else rows
 
 
 def _filled(matrix: features.Features, fill: features.Features) -> features.Features:
@@ -214,19 +230,9 @@ def export(estimator: Any, fill: features.Features | None) -> bytes:
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
-    from skl2onnx import to_onnx
-    from skl2onnx.common.data_types import FloatTensorType
 
     inner = "features" if fill is None else "filled"
-    width = features.FEATURE_COUNT if fill is None else 2 * features.FEATURE_COUNT
-    converted = to_onnx(
-        estimator,
-        name="smoke_fire",
-        initial_types=[(inner, FloatTensorType([None, width]))],
-        options={"zipmap": False},
-        target_opset=OPSETS,
-    )
-    nodes, initializers = list(converted.graph.node), list(converted.graph.initializer)
+    nodes, initializers = _linear(estimator, inner) if hasattr(estimator, "steps") else _converted(estimator, inner)
     if fill is not None:
         nodes = [
             helper.make_node("IsNaN", ["features"], ["missing"]),
@@ -245,13 +251,51 @@ def export(estimator: Any, fill: features.Features | None) -> bytes:
     )
     model = helper.make_model(
         graph,
-        opset_imports=list(converted.opset_import),
-        ir_version=converted.ir_version,
+        opset_imports=[helper.make_opsetid(domain, version) for domain, version in OPSETS.items()],
+        ir_version=IR_VERSION,
         producer_name="smoke-platform",
     )
     onnx.checker.check_model(model)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+def _converted(estimator: Any, inner: str) -> tuple[list[Any], list[Any]]:
+    """Nodes and initializers of a tree model, from ``inner`` to ``probabilities``."""
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import FloatTensorType
+
+    with warnings.catch_warnings():
+        # The converter hands booleans to an integer field, which the protobuf library means to refuse one day.
+        warnings.filterwarnings("ignore", message=".*Expected an int, got a boolean", category=DeprecationWarning)
+        converted = to_onnx(
+            estimator,
+            name="smoke_fire",
+            initial_types=[(inner, FloatTensorType([None, estimator.n_features_in_]))],
+            options={"zipmap": False},
+            target_opset=OPSETS,
+        )
+    return list(converted.graph.node), list(converted.graph.initializer)
+
+
+def _linear(pipeline: Any, inner: str) -> tuple[list[Any], list[Any]]:
+    """Nodes and initializers of scaler and logistic regression, as one weighted sum in float64."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    scaler, regression = pipeline[0], pipeline[1]
+    weight = regression.coef_[0] / scaler.scale_
+    offset = regression.intercept_ - (weight * scaler.mean_).sum()
+    nodes = [
+        helper.make_node("Cast", [inner], ["wide"], to=TensorProto.DOUBLE),
+        helper.make_node("MatMul", ["wide", "weight"], ["product"]),
+        helper.make_node("Add", ["product", "offset"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["fire"]),
+        helper.make_node("Sub", ["one", "fire"], ["quiet"]),
+        helper.make_node("Concat", ["quiet", "fire"], ["both"], axis=1),
+        helper.make_node("Cast", ["both"], ["probabilities"], to=TensorProto.FLOAT),
+    ]
+    arrays = {"weight": weight.reshape(-1, 1), "offset": offset.reshape(1), "one": np.ones(1)}
+    return nodes, [numpy_helper.from_array(array.astype(np.float64), name) for name, array in arrays.items()]
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
@@ -264,13 +308,15 @@ class Choice:
     compared: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def choose(examples: Examples, seed: int, progress: Progress = silent) -> Choice:
+def choose(
+    examples: Examples, seed: int, progress: Progress = silent, algorithms: Sequence[Algorithm] = ALGORITHMS
+) -> Choice:
     """Compares the algorithms on one inner grouped split, and fits the best to all rows given."""
     fold = evaluation.group_folds(examples.group.tolist(), examples.label, INNER_FOLDS, seed)
     learn, check = examples.only(fold != 0), examples.only(fold == 0)
     compared: dict[str, dict[str, float]] = {}
     thresholds: dict[str, float] = {}
-    for algorithm in ALGORITHMS:
+    for algorithm in algorithms:
         progress(f"fitting {algorithm.name} to {len(learn):,} rows")
         fitted = fit(algorithm, *_training_rows(learn), seed)
         probability = fitted.model.score(check.matrix)
@@ -284,7 +330,7 @@ def choose(examples: Examples, seed: int, progress: Progress = silent) -> Choice
             "fit_seconds": round(fitted.fit_seconds, 3),
         }
     best = max(entry["f1"] for entry in compared.values())
-    chosen = next(algorithm for algorithm in ALGORITHMS if compared[algorithm.name]["f1"] >= best - EQUAL_F1)
+    chosen = next(algorithm for algorithm in algorithms if compared[algorithm.name]["f1"] >= best - EQUAL_F1)
     progress(f"fitting {chosen.name} to all {len(examples):,} rows")
     return Choice(fit(chosen, *_training_rows(examples), seed), thresholds[chosen.name], compared)
 
@@ -306,7 +352,12 @@ class Trained:
 
 
 def train(
-    examples: Examples, seed: int, progress: Progress = silent, *, parity_rows: int = PARITY_LEAST_ROWS
+    examples: Examples,
+    seed: int,
+    progress: Progress = silent,
+    *,
+    parity_rows: int = PARITY_LEAST_ROWS,
+    algorithms: Sequence[Algorithm] = ALGORITHMS,
 ) -> Trained:
     """Validates by groups, chooses, fits, exports, and measures everything that the gate asks for.
 
@@ -315,6 +366,7 @@ def train(
         seed: of folds and estimators; the same rows and seed give the same ONNX bytes.
         progress: told in words what goes on.
         parity_rows: rows on which the exported model is compared with the trained one, at least.
+        algorithms: those compared, simplest first.
 
     Raises:
         SmokeError: when there are too few groups, or one class only.
@@ -327,9 +379,9 @@ def train(
             f"{len(groups)} group(s) to train on: grouped validation needs at least three",
             "add recordings or devices, or train on the simulated set",
         )
-    grouped = _validate(learning, seed, progress)
+    grouped = _validate(learning, seed, progress, algorithms)
     progress("choosing the final model")
-    choice = choose(learning, seed, progress)
+    choice = choose(learning, seed, progress, algorithms)
     progress("measuring the flattering random split, for comparison")
     random_split = _random_split(learning, choice.fitted.algorithm, seed)
     measured_on = held if len(held) else learning
@@ -365,7 +417,7 @@ def train(
     return Trained(choice.fitted.artifact, manifest, _reference(learning, choice.fitted.model, threshold, seed))
 
 
-def _validate(examples: Examples, seed: int, progress: Progress) -> dict[str, Any]:
+def _validate(examples: Examples, seed: int, progress: Progress, algorithms: Sequence[Algorithm]) -> dict[str, Any]:
     """The nested, grouped validation: every row is scored by a model that has seen nothing of its group."""
     fold = evaluation.group_folds(examples.group.tolist(), examples.label, OUTER_FOLDS, seed)
     called = np.zeros(len(examples), dtype=np.bool_)
@@ -373,7 +425,7 @@ def _validate(examples: Examples, seed: int, progress: Progress) -> dict[str, An
     for number in range(int(fold.max()) + 1):
         progress(f"validation on held-out groups, fold {number + 1} of {int(fold.max()) + 1}")
         rows = fold == number
-        choice = choose(examples.only(~rows), seed)
+        choice = choose(examples.only(~rows), seed, algorithms=algorithms)
         held = examples.only(rows)
         called[rows] = choice.fitted.model.score(held.matrix) >= choice.threshold
         counts = evaluation.confusion(held.label, called[rows], held.weight)

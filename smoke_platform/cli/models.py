@@ -258,6 +258,6 @@ def _tell(published: dict[str, Any], as_json: bool) -> None:
     metrics = published["metrics"]
     click.echo(
         f"version {published['version']} is champion since {published['published_at']} ({published['action']}: "
-        f"{published['reason']}); accuracy {metrics['accuracy']:.4f}, F1 {metrics['f1']:.4f} in {metrics['validation']}, "
-        f"trained on {published['trained_on']} data"
+        f"{published['reason']})\naccuracy {metrics['accuracy']:.4f}, F1 {metrics['f1']:.4f} in "
+        f"{metrics['validation']}, trained on {published['trained_on']} data"
     )
