@@ -14,7 +14,7 @@ import gc
 import hmac
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,6 +64,15 @@ _PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
+}
+#: Evidently's pages carry their scripts within themselves; the sandbox keeps those from this site and from any other.
+_REPORT_HEADERS = {
+    "Content-Security-Policy": (
+        "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; "
+        "style-src 'unsafe-inline'; img-src data: blob:; font-src data:; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
 }
 _JSON = "application/json"
 _log = logging.getLogger(__name__)
@@ -120,6 +129,7 @@ def create_app(settings: Settings) -> FastAPI:
     _add_model(app, settings, predictor)
     _add_readings(app, live)
     _add_operations(app, settings, predictor, live, telemetry)
+    _add_reports(app, settings)
     _add_pages(app)
     return app
 
@@ -527,18 +537,40 @@ def _add_operations(
         return Response(telemetry.exposition(), media_type=METRICS_TYPE)
 
 
+def _add_reports(app: FastAPI, settings: Settings) -> None:
+    @app.get(
+        "/reports",
+        tags=["operations"],
+        summary="The monitors' reports that are kept, the newest first",
+        responses=_answers("Kind -> addresses of its pages"),
+    )
+    async def reports() -> Response:
+        folders = sorted(folder for folder in settings.reports_dir.glob("*") if folder.is_dir())
+        pages = {folder.name: sorted((page.name for page in folder.glob("*.html")), reverse=True) for folder in folders}
+        return _json({kind: [f"/reports/{kind}/{name}" for name in found] for kind, found in pages.items()})
+
+    app.mount("/reports", _Files(_REPORT_HEADERS, settings.reports_dir), name="reports")
+
+
+class _Files(StaticFiles):
+    """Files of a folder, which need not exist yet, with ``headers`` on every answer."""
+
+    def __init__(self, headers: Mapping[str, str], directory: Path) -> None:
+        super().__init__(directory=directory, check_dir=False)
+        self._headers = headers
+
+    async def get_response(self, path: str, scope: Any) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers.update(self._headers)
+        return response
+
+
 def _add_pages(app: FastAPI) -> None:
     pages = {"/": "index.html", "/docs": "docs.html"}
     for path, name in pages.items():
         _add_page(app, path, (STATIC_DIR / name).read_bytes())
 
-    class _Files(StaticFiles):
-        async def get_response(self, path: str, scope: Any) -> Response:
-            response = await super().get_response(path, scope)
-            response.headers.update(_PAGE_HEADERS)
-            return response
-
-    app.mount("/static", _Files(directory=STATIC_DIR), name="static")
+    app.mount("/static", _Files(_PAGE_HEADERS, STATIC_DIR), name="static")
 
 
 def _add_page(app: FastAPI, path: str, content: bytes) -> None:

@@ -103,7 +103,7 @@ TABLE_CONFIGURATION: Mapping[str, str] = {
     "delta.logRetentionDuration": "interval 6 hours",
     "delta.deletedFileRetentionDuration": f"interval {int(TOMBSTONES_KEPT.total_seconds() // 3600)} hours",
     # What readers filter by. Statistics on all columns cost as much as a third of the write.
-    "delta.dataSkippingStatsColumns": "event_time,append_time,partition,offset,replay_of",
+    "delta.dataSkippingStatsColumns": "event_time,append_time,ingest_time,partition,offset,replay_of",
 }
 
 _REPEATING = ("device_id", "source", "topic", "topic_id", "append_time", "ingest_time", "partition", "late")

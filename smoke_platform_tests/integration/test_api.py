@@ -27,6 +27,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from smoke_platform.adapters.lake import READINGS, READINGS_SCHEMA, Lake
+from smoke_platform.adapters.reports import ReportStore
 from smoke_platform.adapters.scorer import OnnxScorer, read_champion
 from smoke_platform.domain import features
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES, CANONICAL_NAME
@@ -464,6 +465,20 @@ def test_devices_shows_the_last_reading_of_each(own: Served) -> None:
     landing = own.client.get("/health").json()["parts"]["landing"]
     assert landing["state"] == "ok"
     assert landing["devices"] == 3
+
+
+def test_reports_open_in_a_browser_and_nothing_else_does(own: Served) -> None:
+    """The link in Dagster's metadata would lead nowhere, or out of the reports' folder."""
+    store = ReportStore(own.settings.reports_dir, keep=5)
+    report = store.write("drift", "<h1>drift</h1>", {}, moment=datetime.now(UTC), label="2024-05-01")
+    (own.settings.home / "secret.html").write_text("secret", encoding="utf-8")
+    page = own.client.get(report.route)
+    assert (page.status_code, page.text) == (200, "<h1>drift</h1>")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "sandbox" in page.headers["content-security-policy"]
+    assert own.client.get("/reports").json() == {"drift": [report.route]}
+    for path in ("/reports/../secret.html", "/reports/%2e%2e/secret.html", "/reports/drift/none.html"):
+        assert own.client.get(path).status_code == 404, path
 
 
 def test_a_damaged_lake_degrades_and_does_not_break(own: Served) -> None:
