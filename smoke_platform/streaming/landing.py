@@ -378,8 +378,10 @@ def _landing_properties() -> WriterProperties:
                 name: ColumnProperties(dictionary_enabled=False, statistics_enabled="CHUNK")
                 for name in ("event_time", "offset", "replay_of")
             },
-            "partition": ColumnProperties(dictionary_enabled=True, statistics_enabled="CHUNK"),
-            "append_time": ColumnProperties(dictionary_enabled=True, statistics_enabled="CHUNK"),
+            **{
+                name: ColumnProperties(dictionary_enabled=True, statistics_enabled="CHUNK")
+                for name in ("partition", "append_time", "ingest_time")
+            },
         },
     )
 
