@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -250,6 +250,19 @@ class Examples:
             self.origin,
         )
 
+    def counts(self) -> dict[str, int | None]:
+        """How much there is of what; fires and nuisances are ``None`` where the source does not tell them apart."""
+        known = self.kind.null_count() < len(self.kind)
+        return {
+            "rows": len(self),
+            "readings_represented": round(float(self.weight.sum())),
+            "fire_rows": int(self.label.sum()),
+            "groups": len(np.unique(self.group)),
+            "devices": self.device.n_unique(),
+            "fires": self.episode.filter(self.kind == "fire").n_unique() if known else None,
+            "nuisances": self.episode.filter(self.kind == "nuisance").n_unique() if known else None,
+        }
+
     def fingerprint(self) -> str:
         """SHA-256 of everything that training sees of the rows, in their order."""
         digest = hashlib.sha256(features.FEATURE_SET_HASH.encode())
@@ -423,17 +436,9 @@ def _examples(
     )
     described = {
         **origin,
-        "rows": len(examples),
-        "readings_represented": round(float(examples.weight.sum())),
-        "fire_rows": int(examples.label.sum()),
-        "groups": int(group.n_unique()),
-        "devices": int(frame["device_id"].n_unique()),
-        "fires": int(episode.filter(kind == "fire").n_unique()) if kind.null_count() < len(kind) else None,
-        "nuisances": int(episode.filter(kind == "nuisance").n_unique()) if kind.null_count() < len(kind) else None,
+        **examples.counts(),
         "from": str(frame["event_time"].min()),
         "to": str(frame["event_time"].max()),
         "fingerprint": examples.fingerprint(),
     }
-    return Examples(
-        **{**{name: getattr(examples, name) for name in examples.__dataclass_fields__}, "origin": described}
-    )
+    return replace(examples, origin=described)

@@ -397,7 +397,12 @@ def train(
         "feature_sha256": features.FEATURE_SET_HASH,
         "feature_names": list(features.FEATURE_NAMES),
         "threshold": threshold,
-        "trained_on": {**examples.origin, "cold_copies_one_in": COLD_EVERY},
+        "trained_on": {
+            **examples.origin,
+            **learning.counts(),
+            "cold_copies_one_in": COLD_EVERY,
+            "held_out": held.counts() if len(held) else None,
+        },
         "validation": {
             **grouped,
             "random_split": random_split,

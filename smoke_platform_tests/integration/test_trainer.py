@@ -29,6 +29,9 @@ def test_the_trained_model_is_whole_and_says_what_it_is() -> None:
     assert "No real fire" in manifest["trained_on"]["statement"]
     assert manifest["trained_on"]["fingerprint"] == small_examples().fingerprint()
     assert manifest["trained_on"]["sampling"]["quiet_air_one_in"] == WORLD.quiet_every
+    learned = ~small_examples().holdout
+    assert manifest["trained_on"]["rows"] == int(learned.sum())
+    assert manifest["trained_on"]["held_out"]["rows"] == int((~learned).sum())
     assert manifest["validation"]["kind"] == "4 folds grouped by device_id"
     assert 0.0 < manifest["threshold"] < 1.0
     assert trained.reference.height <= trainer.REFERENCE_ROWS
