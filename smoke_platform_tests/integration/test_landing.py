@@ -514,13 +514,13 @@ def test_files_stay_few_and_rows_the_same(platform: Settings, monkeypatch: pytes
     monkeypatch.setattr(landing, "TIDY_EVERY_COMMITS", 25)
     monkeypatch.setattr(landing, "CompactionPlan", lambda: CompactionPlan(small_files=20))
     settings = platform.model_copy(update={"batch_rows": 20})
-    places = produce(settings.brokers, settings.topic_readings, readings(4000))
+    places = produce(settings.brokers, settings.topic_readings, readings(2400))
     report = land_once(settings)
     assert report.commits > 100
     table = Lake(settings.lake).open(READINGS)
     assert len(table.file_uris()) < 60
     assert landed_places(settings) == sorted(places)
-    more = produce(settings.brokers, settings.topic_readings, readings(100, 4000))
+    more = produce(settings.brokers, settings.topic_readings, readings(100, 2400))
     land_once(settings)
     assert landed_places(settings) == sorted(places + more)
 
