@@ -193,7 +193,8 @@ class Platform:
 
         Raises:
             SmokeError: no Java, a port that is taken, settings other than those of the running platform, or a program
-                that does not come up (with the end of its log). What has come up stays up, to be looked at.
+                that does not come up (with the end of its log). A set-up that fails leaves nothing running; where a
+                program fails, the others stay up, to be looked at.
         """
         if self.settings.mode != "embedded":
             raise SmokeError("smoke up starts the embedded platform, and SMOKE_MODE=server", "use docker-compose up")
@@ -206,9 +207,25 @@ class Platform:
                 current = self.status()
                 if all(status.well for status in current):
                     return current
-            else:
-                self._set_up(reporter)
-            return self._start_programs(reporter)
+                return self._start_programs(reporter)
+            self._make_ready(reporter)
+            # The stores' preparation is mostly imports; it overlaps with the start of broker and code server.
+            with ThreadPoolExecutor(1) as pool:
+                warehouse = pool.submit(self._prepare_warehouse, reporter)
+                registry = pool.submit(self._prepare_registry, reporter)
+                with self._all_or_nothing():
+                    self._set_up(reporter)
+                    warehouse.result()  # the code location reads what it writes
+                return self._start_programs(reporter, registry)
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Stops everything where the set-up fails, so that the next `up` does not take it for done."""
+        try:
+            yield
+        except BaseException:
+            self.down()
+            raise
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
@@ -230,36 +247,34 @@ class Platform:
         if changed:
             raise SmokeError(f"the platform runs with other settings: {', '.join(changed)}", "run smoke down first")
 
-    def _set_up(self, reporter: Reporter) -> None:
-        settings = self.settings
+    def _make_ready(self, reporter: Reporter) -> None:
         with reporter.step("Folders and configuration"):
             self._stop_strays()
             self._write_files()
         with reporter.step("Ports"):
-            for needed in required_ports(settings):
+            for needed in required_ports(self.settings):
                 ports.require_free(*needed)
-        with ThreadPoolExecutor(2) as pool:
-            # The stores' preparation is mostly imports; it overlaps with the download and start of the broker.
-            stores = pool.submit(self._prepare_stores, reporter)
-            if embeds_kafka(settings):
-                with reporter.step("Java") as say:
-                    java = find_java()
-                    say(f"version {java.major}, from {java.origin}")
-                with reporter.step("Kafka's jars and data folder") as say:
-                    self.broker().prepare(say)
-            with reporter.step("Supervisor"):
-                self._start_supervisor()
-            with reporter.step("Kafka broker"):
-                if embeds_kafka(settings):
-                    self._start("kafka")
-                    self._await_healthy({"kafka"}, 60)
-                else:
-                    require_brokers(settings)
-            with reporter.step("Topics") as say:
-                from smoke_platform.adapters.kafka import ensure_topics
 
-                ensure_topics(settings)
-            _result_of(stores)
+    def _set_up(self, reporter: Reporter) -> None:
+        settings = self.settings
+        if embeds_kafka(settings):
+            with reporter.step("Java") as say:
+                java = find_java()
+                say(f"version {java.major}, from {java.origin}")
+            with reporter.step("Kafka's jars and data folder") as say:
+                self.broker().prepare(say)
+        with reporter.step("Supervisor"):
+            self._start_supervisor()
+        with reporter.step("Kafka broker"):
+            if embeds_kafka(settings):
+                self._start("kafka")
+                self._await_healthy({"kafka"}, 60)
+            else:
+                require_brokers(settings)
+        with reporter.step("Topics"):
+            from smoke_platform.adapters.kafka import ensure_topics
+
+            ensure_topics(settings)
 
     def _write_files(self) -> None:
         settings = self.settings
@@ -284,15 +299,17 @@ class Platform:
         _write(settings.run_dir / "supervisord.conf", supervisord_config(settings))
         _write(self.settings_file, json.dumps(settings.environment(), indent=2))
 
-    def _prepare_stores(self, reporter: Reporter) -> None:
-        with reporter.step("Model registry"):
-            from smoke_platform.adapters.registry import Registry
-
-            Registry(self.settings).migrate()
+    def _prepare_warehouse(self, reporter: Reporter) -> None:
         with reporter.step("Warehouse"):
             from smoke_platform.adapters import warehouse
 
             warehouse.prepare(self.settings)
+
+    def _prepare_registry(self, reporter: Reporter) -> None:
+        with reporter.step("Model registry"):
+            from smoke_platform.adapters.registry import Registry
+
+            Registry(self.settings).migrate()
 
     def _start_supervisor(self) -> None:
         command = [
@@ -325,7 +342,7 @@ class Platform:
         if info["statename"] in STOPPED_STATES:
             self._rpc().supervisor.startProcess(name, False)
 
-    def _start_programs(self, reporter: Reporter) -> list[ProgramStatus]:
+    def _start_programs(self, reporter: Reporter, registry: Future[None] | None = None) -> list[ProgramStatus]:
         names = [program.name for program in self.programs]
         # Daemon and web server load the code location when they start; were they first, they would find none, and the
         # daemon looks again only a minute later.
@@ -334,6 +351,9 @@ class Platform:
             for name in first:
                 self._start(name)
             self._await_healthy({"code_server"}, READY_TIMEOUT_S)
+        if registry is not None:
+            with self._all_or_nothing():
+                registry.result()  # with the daemon come the first runs, which open it
         with reporter.step("Dagster") as say:
             for name in names:
                 self._start(name)
@@ -458,10 +478,6 @@ def platform_broker(settings: Settings) -> EmbeddedBroker:
         settings.cache_dir,
         host=settings.bind_host,
     )
-
-
-def _result_of(future: Future[None]) -> None:
-    future.result()
 
 
 def _alive(pid: int) -> bool:
