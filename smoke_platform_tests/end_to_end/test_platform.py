@@ -170,6 +170,15 @@ def test_a_taken_port_stops_up_before_anything_is_started(
     assert private.processes() == []
 
 
+def test_a_failed_set_up_leaves_nothing_running(tmp_path: Path, settings_for: Callable[..., Settings]) -> None:
+    """The next `up` would otherwise take the half that runs for a platform that is set up."""
+    private = Platform(settings_for(tmp_path, KAFKA_BOOTSTRAP_SERVERS="127.0.0.1:1"), tether=True)
+    with pytest.raises(SmokeError, match=r"127\.0\.0\.1:1[\s\S]*KAFKA_BOOTSTRAP_SERVERS"):
+        private.up()
+    assert private.processes() == []
+    assert not private.is_supervised()
+
+
 def test_a_platform_does_not_outlive_the_killed_process_that_holds_its_tether(
     tmp_path: Path, settings_for: Callable[..., Settings]
 ) -> None:
