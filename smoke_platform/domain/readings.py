@@ -155,6 +155,9 @@ def format_event_time(moment: datetime) -> str:
 class _NonFinite:
     """Stands for a bare NaN or Infinity token, which is not JSON but what many devices send."""
 
+    def __repr__(self) -> str:
+        return "NaN"
+
 
 def parse_reading(value: bytes | None, *, append_time: datetime | None = None) -> Reading:
     """Decides whether one message is a reading.

@@ -309,7 +309,9 @@ class Platform:
         with reporter.step("Model registry"):
             from smoke_platform.adapters.registry import Registry
 
-            Registry(self.settings).migrate()
+            registry = Registry(self.settings)
+            registry.migrate()
+            registry.reconcile()
 
     def _start_supervisor(self) -> None:
         command = [

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dagster as dg
 
+from smoke_platform.orchestration import landing, maintenance, models, monitoring, warehouse
 from smoke_platform.settings import Settings, load_settings
 
 
 def build_definitions(settings: Settings | None = None) -> dg.Definitions:
     """The whole code location, for ``settings`` or, where none are given, those of the environment."""
-    from smoke_platform.orchestration import landing, maintenance, models, monitoring, warehouse
-
     chosen = settings or load_settings()
     return dg.Definitions.merge(
         landing.definitions(chosen),
