@@ -10,16 +10,18 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from smoke_platform.settings import Settings, load_settings
 
 
-def bare(settings: Settings) -> tuple[int, float]:
-    """confluent-kafka's ``consume(10000)`` in a loop that only counts, with the landing's own client settings."""
+def bare(settings: Settings, tuning: Mapping[str, Any] | None = None) -> tuple[int, float]:
+    """confluent-kafka's ``consume(10000)`` in a loop that only counts; ``tuning`` changes the client's settings."""
     from confluent_kafka import Consumer, TopicPartition
 
-    from smoke_platform.adapters.kafka_bulk import FETCH_SETTINGS, TopicWatcher
+    from smoke_platform.adapters.kafka_bulk import TopicWatcher
 
     began = time.perf_counter()
     watcher = TopicWatcher(settings.brokers, settings.topic_readings)
@@ -28,7 +30,7 @@ def bare(settings: Settings) -> tuple[int, float]:
     ends = watcher.watermarks(facts.partitions)
     goal = sum(high - low for low, high in ends.values())
     consumer = Consumer(
-        {"bootstrap.servers": settings.brokers, "group.id": "bench", "enable.auto.commit": False, **FETCH_SETTINGS}
+        {"bootstrap.servers": settings.brokers, "group.id": "bench", "enable.auto.commit": False, **(tuning or {})}
     )
     consumer.assign([TopicPartition(settings.topic_readings, number, low) for number, (low, _) in ends.items()])
     count = 0
@@ -36,6 +38,13 @@ def bare(settings: Settings) -> tuple[int, float]:
         count += len(consumer.consume(10_000, 0.1))
     consumer.close()
     return count, time.perf_counter() - began
+
+
+def tuned(settings: Settings) -> tuple[int, float]:
+    """The same loop with the settings that landing gives its client."""
+    from smoke_platform.adapters.kafka_bulk import FETCH_SETTINGS
+
+    return bare(settings, FETCH_SETTINGS)
 
 
 def ours(settings: Settings) -> tuple[int, float]:
@@ -75,7 +84,9 @@ def naive(settings: Settings) -> tuple[int, float]:
 
 
 def main(what: str) -> None:
-    count, seconds = {"bare": bare, "ours": ours, "naive": naive}[what](load_settings(env_file=Path(os.devnull)))
+    count, seconds = {"bare": bare, "tuned": tuned, "ours": ours, "naive": naive}[what](
+        load_settings(env_file=Path(os.devnull))
+    )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"rows": count, "seconds": seconds, "peak_mib": round(peak, 1)}))
 

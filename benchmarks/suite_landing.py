@@ -25,14 +25,16 @@ from rich.progress import track
 from benchmarks.figures import Figure
 from smoke_platform.adapters.kafka import BulkReadingProducer, Cluster, ReadingProducer, specs_for
 from smoke_platform.adapters.lake import READINGS, Lake
-from smoke_platform.domain.readings import ALL_SENSOR_NAMES, Reading, Source
+from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.simulator import simulate
 from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.settings import Settings, load_settings
+from smoke_platform.streaming.producer import encode_readings
 from smoke_platform.verification.run import private_settings
 
-ROWS = 500_000
-ROUNDS = 5
+#: Enough that starts and ends of the processes do not decide.
+ROWS = 1_500_000
+ROUNDS = 3
 #: Live load of the freshness figure: readings a second, and for how long.
 LIVE_RATE = 1_000
 LIVE_SECONDS = 30
@@ -61,20 +63,7 @@ def _messages(count: int) -> list[tuple[str, bytes]]:
     devices = 1_000
     start = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=2)
     frame = simulate(devices, start, count / devices, 7).sort("event_time", "device_id")
-    return [
-        (
-            row["device_id"],
-            Reading(
-                row["device_id"],
-                row["event_time"],
-                {name: row[name] for name in ALL_SENSOR_NAMES if row[name] is not None},
-                row["fire_alarm"],
-                row["sequence"],
-                Source(row["source"]),
-            ).to_json(),
-        )
-        for row in track(frame.iter_rows(named=True), "encoding readings", total=frame.height, transient=True)
-    ]
+    return list(zip(*encode_readings(frame), strict=True))
 
 
 def _with(base: Settings, topic: str, home: Path) -> Settings:
@@ -173,40 +162,26 @@ def _measured(what: str, settings: Settings) -> dict[str, Any]:
 
 
 def _landing(filled: Settings, home: Path, rows: int) -> list[Figure]:
-    bare, ours = [], []
-    for number in track(range(ROUNDS), "landing beside the bare loop", transient=True):
-        bare.append(_measured("bare", filled))
+    found: dict[str, list[dict[str, Any]]] = {"bare": [], "tuned": [], "ours": []}
+    for number in track(range(ROUNDS), "landing beside the bare loops", transient=True):
         fresh = load_settings({**filled.environment(), "SMOKE_HOME": str(home / f"landing-{number}")}, Path(os.devnull))
-        ours.append(_measured("ours", fresh))
-        if ours[-1]["rows"] != rows or bare[-1]["rows"] != rows:
-            raise RuntimeError(f"{ours[-1]['rows']} landed and {bare[-1]['rows']} counted of {rows}")
-    rate = statistics.median(each["rows"] / each["seconds"] for each in ours)
-    peer = statistics.median(each["rows"] / each["seconds"] for each in bare)
-    memory = statistics.median(each["peak_mib"] for each in ours)
-    peer_memory = statistics.median(each["peak_mib"] for each in bare)
-    name = "bare consume(10000) loop"
+        for what, results in found.items():
+            results.append(_measured(what, fresh))
+            if results[-1]["rows"] != rows:
+                raise SmokeError(f"{what} took {results[-1]['rows']} of {rows} messages")
+    rate = {
+        what: statistics.median(each["rows"] / each["seconds"] for each in results) for what, results in found.items()
+    }
+    memory = {what: statistics.median(each["peak_mib"] for each in results) for what, results in found.items()}
+    bare = "bare consume(10000) loop that counts, client as it comes"
+    tuned = "bare consume(10000) loop that counts, client tuned as landing's"
+    what = "landing: decoded, checked, committed exactly once"
+    ours = rate["ours"]
     return [
-        Figure(
-            "P2",
-            "landing: decoded, checked, committed exactly once",
-            rate,
-            "rows/s",
-            name,
-            peer,
-            ">= 0.9x",
-            rate >= 0.9 * peer,
-        ),
-        Figure(
-            "P2.expected",
-            "the same, held against what is expected now",
-            rate,
-            "rows/s",
-            name,
-            peer,
-            ">= 0.7x",
-            rate >= 0.7 * peer,
-        ),
-        Figure("P2.memory", "peak memory of landing", memory, "MiB", name, peer_memory),
+        Figure("P2", what, ours, "rows/s", bare, rate["bare"], ">= 0.9x", ours >= 0.9 * rate["bare"]),
+        Figure("P2.expected", what, ours, "rows/s", bare, rate["bare"], ">= 0.7x", ours >= 0.7 * rate["bare"]),
+        Figure("P2.tuned", what, ours, "rows/s", tuned, rate["tuned"], ">= 0.7x", ours >= 0.7 * rate["tuned"]),
+        Figure("P2.memory", "peak memory of landing", memory["ours"], "MiB", bare, memory["bare"]),
     ]
 
 

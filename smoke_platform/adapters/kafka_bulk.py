@@ -223,7 +223,7 @@ class BulkConsumer:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A dead letter: the original key and bytes, and the facts about them as headers."""
+    """A dead letter: its key is the identity of the message, its value the original bytes; headers hold the facts."""
 
     key: bytes
     value: bytes | None
