@@ -284,7 +284,8 @@ def test_loops_never_collide(
     folder: Path, mode: ReplayTime, speed: float, devices: int | None, lengths: list[int]
 ) -> None:
     """A second pass that repeats (device, time, sequence) would be dropped as duplicates."""
-    rows = [row for length in lengths for row in simple(length, 1_654_733_331)]
+    # Each begins later than the one before: rows that share time and CNT within a file are the file's own copies.
+    rows = [row for place, length in enumerate(lengths) for row in simple(length, 1_654_733_331 + 100 * place)]
     frame, _ = read(write(folder / "loop.csv", rows), devices=devices)
     replay = Replay(mode, speed, NOW, parallel=devices is None)
     passes = replay.passes(frame)
