@@ -99,7 +99,7 @@ def decode_batch(
             far in the future" is not judged.
 
     Returns:
-        The readings in the order of ``values`` (columns of ``DECODED_SCHEMA``; -0.0 is stored as 0.0), and the rejected
+        The readings in the order of ``values`` (columns of ``DECODED_SCHEMA``; zero may carry a sign), and the rejected
         messages as (index, why), in the same order.
     """
     accepted: list[pl.DataFrame] = [pl.DataFrame(schema=DECODED_SCHEMA)]
@@ -236,8 +236,6 @@ def _judge(
         _moments(raw["event_time"]),
         source=pl.col("source").fill_null(str(Source.DEVICE)),
         schema_version=pl.col("schema_version").fill_null(SCHEMA_VERSION).cast(pl.Int32, strict=False),
-        # One representation of zero: an integer -0 is 0.0 to one parser and -0.0 to another.
-        **{name: pl.col(name) + 0.0 for name in ALL_SENSOR_NAMES},
     )
     decided = parsed.select(_DECODED)
     if len(good_ids) == len(ids) and all(parsed.select(**_ALL_SURE).row(0)):
@@ -312,7 +310,7 @@ def _decide_each(
                 place,
                 reading.device_id,
                 reading.event_time,
-                *(_plain_zero(reading.sensors.get(name)) for name in ALL_SENSOR_NAMES),
+                *(reading.sensors.get(name) for name in ALL_SENSOR_NAMES),
                 reading.fire_alarm,
                 reading.sequence,
                 reading.schema_version,
@@ -320,10 +318,6 @@ def _decide_each(
             )
         )
     return pl.DataFrame(rows, schema=DECODED_SCHEMA, orient="row"), rejects
-
-
-def _plain_zero(value: float | None) -> float | None:
-    return None if value is None else value + 0.0
 
 
 def append_moment(append_time_ms: int) -> datetime | None:

@@ -358,8 +358,7 @@ def _number(sensor: Sensor, value: Any) -> float:
     _refuse_non_finite(sensor.name, value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _wrong_type(sensor.name, value, f"a number in {sensor.unit}")
-    # One representation of zero: JSON, CSV and HTTP write -0 in different ways, and none of them means it.
-    number = float(value) + 0.0
+    number = float(value)
     if not math.isfinite(number):
         raise ReadingRejected(RejectReason.NOT_FINITE, sensor.name, "not a finite number")
     if not sensor.low <= number <= sensor.high:

@@ -317,7 +317,7 @@ def _value(name: str, text: str) -> Any:
 
 def _sensor(low: float, high: float) -> Callable[[pl.Expr], pl.Expr]:
     def parse(text: pl.Expr) -> pl.Expr:
-        number = text.cast(pl.Float64, strict=False) + 0.0  # -0 becomes 0, as in a message
+        number = text.cast(pl.Float64, strict=False)
         return pl.when(number.is_between(low, high)).then(number)
 
     return parse

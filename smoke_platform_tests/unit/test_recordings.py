@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,7 +102,8 @@ def test_rows_are_read_as_the_definition_of_a_reading_says(folder: Path, rows: l
             expected.append({"event_time": reading.event_time, **sensors, **labels})
     assert [row.line for row in bad] == refused
     found = frame.select("event_time", "temperature_c", "pm2_5", "fire_alarm", "sequence").to_dicts()
-    assert json.dumps(found, default=str) == json.dumps(expected, default=str)
+    # Compared as numbers: -0 in a text is -0.0 to one parser and 0 to another, and equal to both.
+    assert found == expected
 
 
 def as_number(text: str) -> Any:
