@@ -98,7 +98,10 @@ def up(as_json: bool) -> None:
     with _Terminal(console) as terminal:
         statuses = platform.up(terminal)
     console.print(_table(statuses))
-    console.print(f"State is in {settings.home}. [bold]smoke down[/] stops it, [bold]smoke logs[/] shows what it says.")
+    command = os.path.relpath(sys.argv[0])  # as it can be typed here, on PATH or not
+    console.print(
+        f"State is in {settings.home}. [bold]{command} down[/] stops it, [bold]{command} logs[/] shows what it says."
+    )
 
 
 @click.command()

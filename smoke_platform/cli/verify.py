@@ -56,7 +56,7 @@ def verify(running: bool, csv_file: Path | None, poison: int, kills: int, seed: 
     else:
         table = Table(title="smoke verify", title_justify="left")
         for heading in ("", "what", "found"):
-            table.add_column(heading)
+            table.add_column(heading, overflow="fold")
         for finding in findings:
             table.add_row("[green]ok[/green]" if finding.ok else "[red]NOT[/red]", finding.what, finding.found)
         Console().print(table)

@@ -40,7 +40,7 @@ class LiveView(msgspec.Struct, kw_only=True):
         at: when this was read, UTC.
         window_s: how far back it looks, by landing time.
         readings: how many landed within the window.
-        per_second: the same, per second.
+        per_second: the same, per second since the first of them: a platform that has just started has no whole window.
         last_landed: when the newest one landed.
         devices: how many devices reported.
         last: the last reading of each, by event time, at most ``MOST_DEVICES``, ordered by device.
@@ -125,11 +125,16 @@ class LiveReadings:
             at=now,
             window_s=WINDOW.total_seconds(),
             readings=frame.height,
-            per_second=frame.height / WINDOW.total_seconds(),
+            per_second=frame.height / _span_s(frame, now),
             last_landed=newest if isinstance(newest, datetime) else None,
             devices=last.height,
             last=last.head(MOST_DEVICES).to_dicts(),
         )
+
+
+def _span_s(frame: pl.DataFrame, now: datetime) -> float:
+    oldest = frame["ingest_time"].min()
+    return max(1.0, (now - oldest).total_seconds()) if isinstance(oldest, datetime) else 1.0
 
 
 def _newest(files: list[str], since: datetime) -> pl.DataFrame:
