@@ -76,8 +76,7 @@ class ProduceReport:
 def encode_readings(frame: pl.DataFrame) -> tuple[list[str], list[bytes]]:
     """Keys and messages of a frame of readings, one each a row.
 
-    Numbers are written so that they read back bit by bit; a column without any value is left out, a single missing
-    value is ``null`` (not measured).
+    Numbers are written so that they read back bit by bit; what was not measured is left out.
 
     Args:
         frame: has ``device_id`` and ``event_time``, and any of the sensors, ``fire_alarm``, ``sequence``, ``source``.
@@ -90,7 +89,13 @@ def encode_readings(frame: pl.DataFrame) -> tuple[list[str], list[bytes]]:
         pl.col(name).dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ") if name == "event_time" else pl.col(name)
         for name in kept
     ]
-    message = pl.struct(*fields, pl.lit(SCHEMA_VERSION).alias("schema_version")).struct.json_encode().cast(pl.Binary)
+    # The last field is never null, so each null has a comma behind it; within a text the quotation marks are escaped.
+    message = (
+        pl.struct(*fields, pl.lit(SCHEMA_VERSION).alias("schema_version"))
+        .struct.json_encode()
+        .str.replace_all(r'"[a-z0-9_]+":null,', "")
+        .cast(pl.Binary)
+    )
     return frame["device_id"].to_list(), frame.select(message.alias("value"))["value"].to_list()
 
 

@@ -299,3 +299,19 @@ def test_an_empty_batch_is_an_empty_frame() -> None:
     frame, rejects = decode_batch([], [])
     assert frame.schema == pl.Schema(DECODED_SCHEMA)
     assert rejects == []
+
+
+def test_messages_with_nulls_come_back_in_their_places() -> None:
+    """Half of all devices may send null for a sensor they lack; their readings would be swapped with others'."""
+    values = [
+        b'{"device_id":"d%d","event_time":"2022-06-09T00:08:51Z","temperature_c":%d,"co_ppm":%s}'
+        % (number, number % 100, b"null" if number % 3 else b"1.5")
+        for number in range(2_000)
+    ]
+    values[7] = b"null"
+    values[11] = None  # a tombstone is no message, yet it has a place
+    frame, rejects = decode_batch(values, [-1] * len(values))
+    assert [row for row, _ in rejects] == [7, 11]
+    assert frame["row"].to_list() == [row for row in range(2_000) if row not in (7, 11)]
+    assert frame["device_id"].to_list() == [f"d{row}" for row in frame["row"]]
+    assert frame["co_ppm"].is_null().to_list() == [row % 3 != 0 for row in frame["row"]]
