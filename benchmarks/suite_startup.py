@@ -48,6 +48,7 @@ def run() -> list[Figure]:
         *(
             Figure(f"P9.memory.{name}", f"peak memory of {name} and its children", peak, "MiB")
             for name, peak in sorted(peaks.items())
+            if name != "all"
         ),
         Figure("P9.memory", "largest sum over all processes at one moment", peaks["all"], "MiB"),
     ]

@@ -104,8 +104,8 @@ def decode_batch(
     """
     accepted: list[pl.DataFrame] = [pl.DataFrame(schema=DECODED_SCHEMA)]
     open_places: list[int] = []
-    for rows in _pieces(values):
-        frame, doubtful = _read(rows, values, append_times_ms)
+    for piece in _pieces(values, append_times_ms):
+        frame, doubtful = _read(*piece)
         accepted.append(frame)
         open_places.extend(doubtful)
     rejects: list[tuple[int, ReadingRejected]] = []
@@ -119,30 +119,33 @@ def decode_batch(
 Rows = npt.NDArray[np.uint32]
 
 
-def _pieces(values: Sequence[bytes | None]) -> Iterator[Rows]:
-    """The rows to read at once; those with a null apart from the others, whose certificate it would break."""
+def _pieces(
+    values: Sequence[bytes | None], append_times_ms: Sequence[int]
+) -> Iterator[tuple[Sequence[bytes | None], Rows, Sequence[int]]]:
+    """What to read at once, with its rows; messages with a null apart, as they break the certificate of the others."""
     for begin in range(0, len(values), _LARGE_PIECE):
-        piece = values[begin : begin + _LARGE_PIECE]
+        piece, appended = values[begin : begin + _LARGE_PIECE], append_times_ms[begin : begin + _LARGE_PIECE]
         rows = np.arange(begin, begin + len(piece), dtype=np.uint32)
         with_null = np.fromiter((value is not None and b"null" in value for value in piece), np.bool_, len(piece))
-        if with_null.any():
-            yield rows[with_null]
-            rows = rows[~with_null]
-        if len(rows):
-            yield rows
+        if not with_null.any():
+            yield piece, rows, appended
+            continue
+        for chosen in (with_null, ~with_null):
+            places = np.flatnonzero(chosen).tolist()
+            if places:
+                yield [piece[place] for place in places], rows[places], [appended[place] for place in places]
 
 
-def _read(rows: Rows, values: Sequence[bytes | None], append_times_ms: Sequence[int]) -> tuple[pl.DataFrame, list[int]]:
-    """Reads these rows by the first path, or, where something among them is unusual, in small pieces."""
-    chosen, appended = [values[row] for row in rows], [append_times_ms[row] for row in rows]
-    found = _vectorised(chosen, rows, appended)
+def _read(values: Sequence[bytes | None], rows: Rows, append_times_ms: Sequence[int]) -> tuple[pl.DataFrame, list[int]]:
+    """Reads these messages by the first path, or, where something among them is unusual, in small pieces."""
+    found = _vectorised(values, rows, append_times_ms)
     if found is not None:
         return found
     frames: list[pl.DataFrame] = []
     left: list[int] = []
     for start in range(0, len(rows), _SMALL_PIECE):
         part = slice(start, start + _SMALL_PIECE)
-        pieces = chosen[part], rows[part], appended[part]
+        pieces = values[part], rows[part], append_times_ms[part]
         frame, doubtful = _vectorised(*pieces) or _strict(*pieces)
         frames.append(frame)
         left.extend(doubtful)

@@ -30,8 +30,8 @@ mutation($params: ExecutionParams!) { launchRun(executionParams: $params) { __ty
   ... on PipelineNotFoundError { message } } }
 """
 _RUNS = """
-query($limit: Int!, $cursor: String) { runsOrError(limit: $limit, cursor: $cursor) { __typename
-  ... on Runs { results { runId jobName status startTime endTime tags { key value } } }
+query($limit: Int!) { runsOrError(limit: $limit) { __typename
+  ... on Runs { results { runId jobName status tags { key value } } }
   ... on PythonError { message } } }
 """
 _STEP_FAILURES = """
@@ -45,13 +45,11 @@ query($runId: ID!) { logsForRun(runId: $runId) { __typename
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One Dagster run: times in epoch seconds, ``None`` while they have not come."""
+    """One Dagster run."""
 
     run_id: str
     job: str
     status: str
-    started: float | None
-    ended: float | None
     tags: Mapping[str, str]
 
     @property
@@ -124,8 +122,6 @@ class DagsterHttp:
                 row["runId"],
                 row["jobName"],
                 row["status"],
-                row["startTime"],
-                row["endTime"],
                 {tag["key"]: tag["value"] for tag in row["tags"]},
             )
             for row in result.get("results", [])

@@ -77,17 +77,24 @@ class Harm:
             target = self._targets[number % len(self._targets)]
             if self._stop.wait(self._chance.uniform(*self._pause)):
                 return
-            while (found := self._find(target)) is None:
+            while not self._strike(target):
                 if self._stop.wait(0.1):
                     return
-            pid, run_id = found
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue  # it ended by itself between the look and the blow
-            kill = Kill(target.name, pid, time.monotonic() - self._began, run_id)
-            self.done.append(kill)
-            self._say(f"kill -9 {target.name} (pid {pid}) after {kill.after_s:.1f} s")
+
+    def _strike(self, target: Target) -> bool:
+        """Kills the target if it is there now; one that ends by itself between the look and the blow was not killed."""
+        found = self._find(target)
+        if found is None:
+            return False
+        pid, run_id = found
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        kill = Kill(target.name, pid, time.monotonic() - self._began, run_id)
+        self.done.append(kill)
+        self._say(f"kill -9 {target.name} (pid {pid}) after {kill.after_s:.1f} s")
+        return True
 
     @staticmethod
     def _find(target: Target) -> tuple[int, str] | None:

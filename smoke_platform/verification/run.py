@@ -43,6 +43,7 @@ from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES
 from smoke_platform.local.programs import environment as program_environment
 from smoke_platform.local.supervisor import Platform
+from smoke_platform.orchestration import names
 from smoke_platform.settings import Settings, load_settings
 from smoke_platform.streaming.landing import StandingProbe, lease_path
 from smoke_platform.verification.dagster_http import DagsterHttp, Run
@@ -60,8 +61,6 @@ TRAINING_DEADLINE_S = 900.0
 #: A replay with kills is stretched to this many seconds a kill.
 KILL_SPACING_S = 8.0
 KILLED = ("streaming run", "broker", "Dagster daemon")
-JOB_BATCH = "batch_job"
-JOB_DRIFT = "drift_job"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +123,12 @@ def private_settings(home: Path, settings: Settings, **overrides: str) -> Settin
         for each in ports:
             each.bind(("127.0.0.1", 0))
         numbers = [str(each.getsockname()[1]) for each in ports]
-    names = ("SMOKE_KAFKA_PORT", "SMOKE_KAFKA_CONTROLLER_PORT", "SMOKE_API_PORT", "SMOKE_DAGSTER_PORT")
+    port_names = ("SMOKE_KAFKA_PORT", "SMOKE_KAFKA_CONTROLLER_PORT", "SMOKE_API_PORT", "SMOKE_DAGSTER_PORT")
     environment = {
         "SMOKE_HOME": str(home),
         "SMOKE_CACHE_DIR": str(settings.cache_dir),
         "SMOKE_SIMULATE": "false",
-        **dict(zip((*names, "SMOKE_DAGSTER_GRPC_PORT"), numbers, strict=True)),
+        **dict(zip((*port_names, "SMOKE_DAGSTER_GRPC_PORT"), numbers, strict=True)),
         **overrides,
     }
     return load_settings(environment, home / "no.env")
@@ -190,7 +189,7 @@ class _Proof:
             self._judge_prediction()
         with self._step("drift"):
             today = datetime.now(UTC).date().isoformat()
-            batch = self._launch(JOB_BATCH, today)
+            batch = self._launch(names.JOB_BATCH, today)
             if batch is not None:
                 self._judge_drift(today)
         with self._step("Dagster runs"):
@@ -351,7 +350,7 @@ class _Proof:
 
     def _judge_features(self) -> None:
         for day in self.feed.days:
-            self._launch(JOB_BATCH, day.isoformat())
+            self._launch(names.JOB_BATCH, day.isoformat())
         wanted = self.feed.expected["event_time"].dt.date().value_counts().sort("event_time")
         days = pl.col("event_date").is_in(self.feed.days)
         rows = self.lake.scan("features").filter(days).select(pl.len()).collect().item()
@@ -416,7 +415,7 @@ class _Proof:
         self._add("prediction over HTTP by the champion", served, found)
 
     def _judge_drift(self, day: str) -> None:
-        if self._launch(JOB_DRIFT, day) is None:
+        if self._launch(names.JOB_DRIFT, day) is None:
             return
         reports = sorted((self.settings.reports_dir / "drift").glob("*.html"), key=lambda file: file.stat().st_mtime)
         self._add(
