@@ -43,6 +43,9 @@ INSTALL_REQUIRES = [
     "supervisor>=4.3",
     "psutil>=6",
     "httpx>=0.27",
+    "apprise>=1.9",
+    "paho-mqtt>=2.1,<3",
+    "pyyaml>=6",
 ]
 
 DEV_REQUIRES = [
@@ -52,7 +55,6 @@ DEV_REQUIRES = [
     "ruff>=0.14",
     "mypy>=1.18",
     "import-linter>=2.3",
-    "pyyaml>=6",
     "types-PyYAML",
     "types-psutil",
 ]
