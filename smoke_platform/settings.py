@@ -207,6 +207,26 @@ class Settings(BaseModel):
         gt=0,
     )
 
+    # -- detector ----------------------------------------------------------------------------------------
+    detector_port: int = _setting(
+        "SMOKE_DETECTOR_PORT", 5001, "Health and metrics of the detector", section="Detector", ge=1, le=65535
+    )
+    detector_member: str = _setting(
+        "SMOKE_DETECTOR_MEMBER",
+        "detector-0",
+        "Name of this replica; a restarted one of the same name has its partitions back at once",
+        section="Detector",
+        pattern=r"^[a-zA-Z0-9._-]{1,200}$",
+    )
+    snapshot_seconds: float = _setting(
+        "SMOKE_SNAPSHOT_SECONDS",
+        4.0,
+        "Every device's state is saved at least this often",
+        section="Detector",
+        gt=0,
+        le=60,
+    )
+
     # -- model -------------------------------------------------------------------------------------------
     auto_train_on_startup: bool = _setting(
         "ML_AUTO_TRAIN_ON_STARTUP", True, "Train a first model where there is no champion", section="Model"
