@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from smoke_platform.domain import decoding
-from smoke_platform.domain.decoding import DECODED_SCHEMA, append_moment, decode_batch
+from smoke_platform.domain.decoding import DECODED_SCHEMA, append_moment, decode_arrays, decode_batch
+from smoke_platform.domain.features import event_seconds, sensor_matrix
 from smoke_platform.domain.readings import (
     ALL_SENSOR_NAMES,
     CANONICAL_NAME,
@@ -250,6 +252,32 @@ def test_fast_paths_never_accept_what_the_parser_refuses(one: bytes, other: byte
     """Two odd messages must not cancel out in the certificate of the vectorised path."""
     values: list[bytes | None] = [one, other]
     assert in_a_batch(values, [appended] * 2) == one_by_one(values, [appended] * 2)
+
+
+@settings(max_examples=700, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(messages, append_times), max_size=5))
+def test_arrays_hold_what_the_batch_holds(batch: list[tuple[bytes | None, int]]) -> None:
+    """The detector must raise alarms from the very readings that the lake keeps, no more, no fewer, no others."""
+    values, appended = [value for value, _ in batch], [at for _, at in batch]
+    frame, rejects = decode_batch(values, appended)
+    arrays, refused = decode_arrays(values, appended)
+    assert [(row, why.reason, why.field) for row, why in refused] == [
+        (row, why.reason, why.field) for row, why in rejects
+    ]
+    assert arrays.rows.tolist() == frame["row"].to_list()
+    assert arrays.device_ids == frame["device_id"].to_list()
+    assert arrays.event_time_s.tolist() == event_seconds(frame).tolist()
+    np.testing.assert_array_equal(arrays.sensors, sensor_matrix(frame))
+
+
+def test_arrays_take_the_short_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it a poll costs milliseconds before the first reading is looked at, and alarms come late."""
+    monkeypatch.setattr(decoding, "_decide_each", None)
+    start = datetime(2022, 6, 9, tzinfo=UTC)
+    sent = [Reading(f"d{n}", start, {"pm2_5": n / 3, "co_ppm": None}, None, n) for n in range(20)]  # type: ignore[dict-item] # as a null
+    arrays, rejects = decode_arrays([reading.to_json() for reading in sent], [-1] * len(sent))
+    assert not rejects
+    assert arrays.device_ids == [reading.device_id for reading in sent]
 
 
 @settings(max_examples=200, deadline=None)
