@@ -164,6 +164,10 @@ class FeatureState:
         if missing > 0:
             self.table = np.concatenate([self.table, _blank(max(missing, self.capacity // 2))])
 
+    def clock(self, slot: int) -> float:
+        """Greatest event time of this slot in epoch seconds, -inf before its first reading."""
+        return float(self.table[slot, _CLOCK])
+
     def clear(self, slots: Integers) -> None:
         """Forgets what is known of these slots."""
         self.table[slots] = _blank(1)
@@ -320,7 +324,7 @@ def _check_shapes(count: int, event_time_s: Floats, sensors: Floats) -> None:
 
 def _follow(table: Floats, slots: Integers, times: Floats, values: Floats) -> Floats:
     """Each reading's row of the table as it is after that reading, float64 ``[n, STATE_WIDTH]``."""
-    order, bounds = _rounds(slots)
+    order, bounds = rounds(slots)
     if len(bounds) == 2:
         return _advance(table, slots, times, values)
     slots, times, values = slots[order], times[order], values[order]
@@ -332,7 +336,7 @@ def _follow(table: Floats, slots: Integers, times: Floats, values: Floats) -> Fl
     return rows
 
 
-def _rounds(slots: Integers) -> tuple[Integers, Integers]:
+def rounds(slots: Integers) -> tuple[Integers, Integers]:
     """Row order in which each device's k-th reading comes in round k, and where the rounds begin and end."""
     count = len(slots)
     by_device = np.argsort(slots, kind="stable")
