@@ -514,8 +514,7 @@ def _judged(
             part_codes,
         )
         parts.append(_verdicts(rows))
-    columns = zip(*((getattr(part, name) for name in Verdicts.__slots__) for part in parts), strict=True)
-    return Verdicts(*(np.concatenate(column) for column in columns))
+    return Verdicts(*(np.concatenate([getattr(part, name) for part in parts]) for name in Verdicts.__slots__))
 
 
 def _check_shapes(
@@ -592,7 +591,7 @@ def _advance(
     """Moves the rows of ``slots`` (each once) on by one message and returns them, float64 ``[m, STATE_WIDTH]``."""
     before = table[slots]
     clock = before[:, _CLOCK]
-    newer: Flags = times > clock
+    newer = np.asarray(times > clock)
     if newer.all():
         after = _advance_reading(before, times, over, ended, silent, values, present, quiet)
     else:
@@ -623,8 +622,7 @@ def _advance(
 
 def _burning(rows: Floats) -> Flags:
     """Where a rule of MEDIUM or worse is asserted or on its way."""
-    answer: Flags = ((rows[:, 1 : 1 + _R] > 0.0) & _WARNS).any(axis=1)
-    return answer
+    return np.asarray(((rows[:, 1 : 1 + _R] > 0.0) & _WARNS).any(axis=1))
 
 
 def _advance_reading(
