@@ -34,6 +34,14 @@ FETCH_SETTINGS: Mapping[str, Any] = {
 }
 
 
+#: For a topic that is small or read without hurry: little memory, and few questions to the broker while it is quiet.
+MODEST_FETCH_SETTINGS: Mapping[str, Any] = {
+    "queued.min.messages": 10_000,
+    "queued.max.messages.kbytes": 8_192,
+    "fetch.wait.max.ms": 500,
+    "fetch.queue.backoff.ms": 20,
+}
+
 _URL_ALPHABET = str.maketrans("+/", "-_")
 
 
@@ -145,9 +153,16 @@ class TopicWatcher:
 
 
 class BulkConsumer:
-    """Reads a topic's partitions from given positions onward; close it, or use it as a context manager."""
+    """Reads a topic's partitions from given positions onward; close it, or use it as a context manager.
 
-    def __init__(self, brokers: str, topic: str, positions: Mapping[int, int]) -> None:
+    Args:
+        positions: partition -> offset of the first message to read.
+        fetch: how far to read ahead, in the client's names.
+    """
+
+    def __init__(
+        self, brokers: str, topic: str, positions: Mapping[int, int], fetch: Mapping[str, Any] = FETCH_SETTINGS
+    ) -> None:
         self._topic = topic
         self._consumer = Consumer(
             {
@@ -162,7 +177,7 @@ class BulkConsumer:
                 "isolation.level": "read_uncommitted",
                 "reconnect.backoff.max.ms": 500,
                 "log_level": 2,
-                **FETCH_SETTINGS,
+                **fetch,
             }
         )
         self._consumer.assign([TopicPartition(topic, number, offset) for number, offset in sorted(positions.items())])

@@ -25,8 +25,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "topics": ("topics", "topics", "Create, list and describe the platform's topics."),
     "produce": ("produce", "produce", "Send readings: from a CSV file, a simulator or standard input."),
     "land": ("landing", "land", "Show, pause, resume or run the landing of readings in the lake."),
+    "devices": ("devices", "devices", "List, show, set and import what is known of the devices."),
     "models": ("models", "models", "List, show, train, promote and roll back models."),
     "api": ("serve", "api", "Run the HTTP API and the console."),
+    "notify": ("notify", "notify", "Tell people of alarms: run, test, status, failed messages."),
     "verify": ("verify", "verify", "Prove the platform end to end, on a private one or the running one."),
     "settings": ("settings", "settings", "Show every setting, its value and its meaning."),
 }
