@@ -27,7 +27,7 @@ import numpy.typing as npt
 from smoke_platform.domain import faults as f
 from smoke_platform.domain.alarms import Severity
 from smoke_platform.domain.faults import DRIFTING, FAULTS, MOVING, NOISE_LIMITS
-from smoke_platform.domain.features import FEATURE_NAMES, FEATURE_SET_HASH, rounds
+from smoke_platform.domain.features import FEATURE_NAMES, FEATURE_SET_HASH, RESET_GAP_S, rounds
 from smoke_platform.domain.levels import LEVELS, SMOKE_ALARM, SMOKE_DENSE, SMOKE_WARNING, levels
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES, RejectReason
 
@@ -54,8 +54,9 @@ Flags = npt.NDArray[np.bool_]
 #: Raised when the arithmetic changes without a change of any table.
 KERNEL_REVISION = 1
 
-#: After a silence longer than this a condition that has not been asserted yet is counted anew.
-GAP_S = 300.0
+#: After a silence longer than this a condition that has not been asserted yet is counted anew, as features begin anew:
+#: a device that reports more rarely can't be judged by persistence.
+GAP_S = RESET_GAP_S
 #: A rule whose sensors are not measured keeps its state for this long.
 HOLD_S = 300.0
 
@@ -318,22 +319,25 @@ _PERSIST = np.array([seconds for *_, seconds, _ in _CONDITIONS], dtype=np.float6
 _READINGS = np.array([readings for *_, readings in _CONDITIONS], dtype=np.float64)
 _RAISED_SENSORS = FEATURE_NAMES.index("raised_sensors")
 
-_SEVERITY = np.array([rule.severity for rule in RULES[:_R]], dtype=np.float64)
-_WARNS = _SEVERITY >= Severity.MEDIUM
+_WARNS = np.flatnonzero([rule.severity >= Severity.MEDIUM for rule in RULES[:_R]])
+_BASE = 64.0
+_SEVERITY_SUMS = np.array([_BASE**severity for severity in Severity])
 _GROUPS = sorted({rule.group for rule in RULES if rule.group})
 _AGREEMENT_BIT = float(1 << _R)
 
 
 def _summing() -> Floats:
-    """Asserted conditions times this: their bits as rules, their bits as faults, and how many HIGH ones of each group.
+    """What asserted conditions are multiplied by: bits as rules, bits as faults, severities, HIGH ones of each group.
 
-    Sums of distinct powers of two below 2**53 are exact whatever the order of summation.
+    Everything is a whole number below 2**53, so that sums are exact in whatever order they are taken. Severities are
+    digits to the base ``_BASE``, which is more than there are rules: the highest digit that is not zero is the worst.
     """
-    table = np.zeros((_A, 2 + len(_GROUPS)))
+    table = np.zeros((_A, 3 + len(_GROUPS)))
     for row, rule in enumerate(RULES[:_R]):
         table[row, 0] = 1 << row
+        table[row, 2] = _BASE**rule.severity
         if rule.severity >= Severity.HIGH:
-            table[row, 2 + _GROUPS.index(rule.group)] = 1
+            table[row, 3 + _GROUPS.index(rule.group)] = 1
     for row in range(len(DRIFTING)):
         table[_R + row, 1] = 1 << row
     return table
@@ -346,12 +350,18 @@ _NOISE_RAISE = np.full(_M, np.inf)
 for _bit, _sensor in enumerate(NOISE_LIMITS, start=len(DRIFTING) + _M):
     _NOISY_BITS[MOVING.index(_sensor)] = float(1 << _bit)
     _NOISE_RAISE[MOVING.index(_sensor)] = NOISE_LIMITS[_sensor]
+_NOISE_HOLD = _NOISE_RAISE * f.NOISE_HOLD
 _NOISE_MOST = np.where(np.isfinite(_NOISE_RAISE), f.NOISE_CAP * _NOISE_RAISE, 0.0)
 _OUT_BIT = float(1 << len(FAULTS) - 1)
 _SERIOUS_FAULTS = sum(1 << bit for bit, fault in enumerate(FAULTS) if fault.severity >= Severity.MEDIUM)
 
+# Of how many limits the quality is not below -> its level.
+_QUALITY_EDGES = np.array(sorted(f.QUALITY_LEVELS))
+_QUALITY_STEPS = np.arange(len(_QUALITY_EDGES), -1, -1, dtype=np.uint8)
+
 _SENSOR_BITS = np.array([float(1 << place) for place in range(len(ALL_SENSOR_NAMES))])
 _BITS_SET = np.array([bits.bit_count() for bits in range(1 << len(ALL_SENSOR_NAMES))], dtype=np.float64)
+_AT_LEAST_ONE = np.maximum(_BITS_SET, 1.0)
 
 # Columns of a device's row: its clock; for each condition the readings in which it held (inf: asserted), since when,
 # and when its sensors last said something; for each moving sensor its last value, how often and since when that
@@ -364,6 +374,8 @@ _SEEN, _MISSING, _REJECTED, _LATE, _OUT = range(_FROM + 5 * _M, _FROM + 5 * _M +
 STATE_WIDTH = _OUT + 1
 
 _READING, _REFUSED, _IMPOSSIBLE = 0, 1, 2
+#: A threshold of zero takes everything for a fire; it is divided by.
+_LEAST_THRESHOLD = 1e-9
 _IMPOSSIBLE_REASONS = frozenset({RejectReason.OUT_OF_RANGE, RejectReason.NOT_FINITE})
 #: Rows worked on at once: as many as stay in the processor's cache.
 _BLOCK_ROWS = 1_024
@@ -533,7 +545,7 @@ def _signals(sensors: Floats, features: npt.NDArray[np.float32], scores: Floats,
     signals[:, _SENSOR_PART:_FEATURE_PART] = features[:, _SIGNAL_FEATURES]
     signals[:, _FEATURE_PART:-2] = -sensors[:, _SIGNAL_NEGATED]
     signals[:, -2] = np.fmax(sensors[:, _PM1_0], sensors[:, _PM2_5])
-    signals[:, -1] = np.nan if threshold is None else scores / threshold
+    signals[:, -1] = np.nan if threshold is None else scores / max(threshold, _LEAST_THRESHOLD)
     return np.take(signals, _TERMS, axis=1)
 
 
@@ -558,7 +570,7 @@ def _follow(
     absent = np.isnan(signals)
     silent = (absent[:, :_A] | absent[:, _A:]) & ~ended
     values = sensors[:, _MOVING_COLUMNS]
-    present = (~np.isnan(sensors)) @ _SENSOR_BITS
+    present = ((~np.isnan(sensors)) @ _SENSOR_BITS).astype(np.int64)
     quiet = ~(features[:, _RAISED_SENSORS] >= 2)  # NaN is quiet: a device that is cold has nothing to say
     columns = [times, over, ended, silent, values, present, quiet]
     if codes is not None:
@@ -584,7 +596,7 @@ def _advance(
     ended: Flags,
     silent: Flags,
     values: Floats,
-    present: Floats,
+    present: Integers,
     quiet: Flags,
     codes: npt.NDArray[np.uint8] | None = None,
 ) -> Floats:
@@ -622,7 +634,7 @@ def _advance(
 
 def _burning(rows: Floats) -> Flags:
     """Where a rule of MEDIUM or worse is asserted or on its way."""
-    return np.asarray(((rows[:, 1 : 1 + _R] > 0.0) & _WARNS).any(axis=1))
+    return np.asarray(rows[:, _COUNT][:, _WARNS].any(axis=1))
 
 
 def _advance_reading(
@@ -632,46 +644,49 @@ def _advance_reading(
     ended: Flags,
     silent: Flags,
     values: Floats,
-    present: Floats,
+    present: Integers,
     quiet: Flags,
 ) -> Floats:
     now = times[:, None]
     gap = now - rows[:, :1] > GAP_S
     count, known = rows[:, _COUNT], rows[:, _KNOWN]
-    asserted = count == np.inf
-    # The band between the limits keeps what is; silence keeps it too, but not for ever.
-    kept = ~ended & ~(silent & (now - known > HOLD_S)) & (asserted | ~gap)
-    count = np.where(kept, count, 0.0)
-    since = np.where(count == 0.0, now, rows[:, _SINCE])
-    count = count + over
-    done = over & (count >= _READINGS) & (now - since >= _PERSIST)
-    rows[:, _COUNT] = np.where(done, np.inf, count)
-    rows[:, _SINCE] = since
+    calm = quiet[:, None]
+    # Nearly always nothing is beyond a limit or on its way, and then none of this would change anything.
+    if over.any() or count.any():
+        # The band between the limits keeps what is; silence keeps it too, but not for ever.
+        kept = ~ended & ~(silent & (now - known > HOLD_S)) & ((count == np.inf) | ~gap)
+        count = np.where(kept, count, 0.0)
+        since = np.where(over & (count == 0.0), now, rows[:, _SINCE])
+        count += over
+        done = over & (count >= _READINGS) & (now - since >= _PERSIST)
+        count[done] = np.inf
+        rows[:, _COUNT], rows[:, _SINCE] = count, since
+        calm = calm & ~_burning(rows)[:, None]
     rows[:, _KNOWN] = np.where(silent, known, now)
 
-    calm = (quiet & ~_burning(rows))[:, None]
     last, step = rows[:, _VALUE], rows[:, _STEP]
-    measured = ~np.isnan(values)
-    same = values == last
-    repeats = np.where(same, rows[:, _SAME] + calm, rows[:, _SAME])
-    renewed = measured & ~same | gap
-    rows[:, _SAME] = np.where(renewed, 0.0, repeats)
-    rows[:, _SAME_SINCE] = np.where(renewed, now, rows[:, _SAME_SINCE])
+    absent = np.isnan(values)
     moved = values - last
-    known_step = ~np.isnan(moved)
-    turned = np.minimum(np.abs(moved), np.abs(step))
-    zigzag = np.where(moved * step < 0.0, np.minimum(turned, _NOISE_MOST), 0.0)
-    counted = known_step & calm & ~gap
-    rows[:, _ZIGZAG] += np.where(counted, (zigzag - rows[:, _ZIGZAG]) / f.NOISE_READINGS, 0.0)
-    rows[:, _STEP] = np.where(known_step, moved, step)
-    rows[:, _VALUE] = np.where(measured, values, last)
+    same = moved == 0.0
+    renewed = ~(same | absent) | gap
+    rows[:, _SAME] = np.where(renewed, 0.0, rows[:, _SAME] + (same & calm))
+    rows[:, _SAME_SINCE] = np.where(renewed, now, rows[:, _SAME_SINCE])
+    turned = np.minimum(np.minimum(np.abs(moved), np.abs(step)), _NOISE_MOST)
+    zigzag = np.where(moved * step < 0.0, turned, 0.0)
+    unknown = np.isnan(moved)
+    zigzag_before = rows[:, _ZIGZAG]
+    rows[:, _ZIGZAG] = np.where(
+        calm & ~(unknown | gap), zigzag_before + (zigzag - zigzag_before) / f.NOISE_READINGS, zigzag_before
+    )
+    rows[:, _STEP] = np.where(unknown, step, moved)
+    rows[:, _VALUE] = np.where(absent, last, values)
 
-    seen = rows[:, _SEEN].astype(np.int64) | present.astype(np.int64)
-    missing = 1.0 - _BITS_SET[present.astype(np.int64)] / np.maximum(_BITS_SET[seen], 1.0)
+    seen = rows[:, _SEEN].astype(np.int64) | present
+    missing = 1.0 - _BITS_SET[present] / _AT_LEAST_ONE[seen]
     rows[:, _SEEN] = seen
-    rows[:, _MISSING] += np.where(calm[:, 0], (missing - rows[:, _MISSING]) / f.QUALITY_READINGS, 0.0)
-    rows[:, _REJECTED] -= rows[:, _REJECTED] / f.QUALITY_READINGS
-    rows[:, _LATE] -= rows[:, _LATE] / f.QUALITY_READINGS
+    rows[:, _MISSING] += calm[:, 0] * ((missing - rows[:, _MISSING]) / f.QUALITY_READINGS)
+    shares = rows[:, _REJECTED : _LATE + 1]
+    shares -= shares / f.QUALITY_READINGS
     rows[:, _OUT] = np.maximum(rows[:, _OUT] - f.OUT_OF_RANGE_LEAK, 0.0)
     rows[:, _CLOCK] = times
     return rows
@@ -679,35 +694,45 @@ def _advance_reading(
 
 def _verdicts(rows: Floats) -> Verdicts:
     """What rows of the table say."""
-    asserted = rows[:, _COUNT] == np.inf
-    sums = asserted @ _SUMMING
-    level = (asserted[:, :_R] * _SEVERITY).max(axis=1, initial=0.0)
-    agreed = (sums[:, 2:] > 0.0).sum(axis=1) >= 2
-    level = np.where(agreed, float(Severity.CRITICAL), level)
-    hits = sums[:, 0] + np.where(agreed, _AGREEMENT_BIT, 0.0)
+    sums = (rows[:, _COUNT] == np.inf) @ _SUMMING
+    agreed = np.count_nonzero(sums[:, 3:], axis=1) >= 2
+    level = np.where(agreed, int(Severity.CRITICAL), np.searchsorted(_SEVERITY_SUMS, sums[:, 2], side="right"))
+    hits = sums[:, 0] + agreed * _AGREEMENT_BIT
     fire = level >= Severity.HIGH
 
+    zigzag, out = rows[:, _ZIGZAG], rows[:, _OUT]
+    bits = sums[:, 1]
     stuck = (rows[:, _SAME] >= f.STUCK_READINGS) & (rows[:, :1] - rows[:, _SAME_SINCE] >= f.STUCK_S)
-    zigzag = rows[:, _ZIGZAG]
-    noisy = zigzag >= _NOISE_RAISE
-    out = rows[:, _OUT]
-    bits = sums[:, 1] + stuck @ _STUCK_BITS + noisy @ _NOISY_BITS + np.where(out >= f.OUT_OF_RANGE_RAISE, _OUT_BIT, 0.0)
+    if stuck.any():
+        bits = bits + stuck @ _STUCK_BITS
+    held = np.zeros(len(rows), dtype=np.bool_)
+    shaky = zigzag >= _NOISE_HOLD
+    if shaky.any():
+        bits = bits + (zigzag >= _NOISE_RAISE) @ _NOISY_BITS
+        held |= shaky.any(axis=1)
+    if out.any():
+        bits = bits + (out >= f.OUT_OF_RANGE_RAISE) * _OUT_BIT
+        held |= out >= f.OUT_OF_RANGE_HOLD
     faults = bits.astype(np.uint32)
-    serious = (faults & np.uint32(_SERIOUS_FAULTS)) > 0
-    # A fire is never reported as a broken sensor or bad data.
-    fault_level = np.where(fire, 0, np.where(serious, Severity.MEDIUM, (faults > 0) * Severity.LOW))
-    held = (faults > 0) | (zigzag >= _NOISE_RAISE * f.NOISE_HOLD).any(axis=1) | (out >= f.OUT_OF_RANGE_HOLD)
+    fault_level = np.zeros(len(rows), dtype=np.uint8)
+    if bits.any():
+        held |= faults > 0
+        serious = (faults & np.uint32(_SERIOUS_FAULTS)) > 0
+        # A fire is never reported as a broken sensor.
+        fault_level[(faults > 0) & ~fire] = Severity.LOW
+        fault_level[serious & ~fire] = Severity.MEDIUM
 
+    # Nor as bad data.
     quality = (1.0 - rows[:, _MISSING]) * (1.0 - rows[:, _REJECTED]) * (1.0 - rows[:, _LATE])
-    low, medium, high = f.QUALITY_LEVELS
-    quality_level = (quality < low).astype(np.uint8) + (quality < medium) + (quality < high)
+    quality_level = _QUALITY_STEPS[np.searchsorted(_QUALITY_EDGES, quality, side="right")]
+    quality_level[fire] = 0
     return Verdicts(
         fire_level=level.astype(np.uint8),
         fire_hold=level >= Severity.MEDIUM,
         hits=hits.astype(np.uint32),
-        fault_level=fault_level.astype(np.uint8),
+        fault_level=fault_level,
         fault_hold=held,
         faults=faults,
-        quality_level=np.where(fire, 0, quality_level).astype(np.uint8),
+        quality_level=quality_level,
         quality_hold=quality < f.QUALITY_HOLD,
     )
