@@ -183,6 +183,13 @@ class Settings(BaseModel):
         section="Landing",
         ge=0,
     )
+    prediction_days: int = _setting(
+        "SMOKE_PREDICTION_DAYS",
+        90,
+        "How many days the detector's predictions stay in the lake",
+        section="Landing",
+        ge=1,
+    )
     first_day: date = _setting(
         "SMOKE_FIRST_DAY", date(2022, 6, 1), "First UTC day of the daily partitions", section="Landing"
     )
@@ -227,6 +234,23 @@ class Settings(BaseModel):
         le=60,
     )
 
+    # -- notifications -----------------------------------------------------------------------------------
+    notify_port: int = _setting(
+        "SMOKE_NOTIFY_PORT", 5002, "Health and metrics of the notifier", section="Notifications", ge=1, le=65535
+    )
+    notify_config: Path | None = _setting(
+        "SMOKE_NOTIFY_CONFIG",
+        None,
+        "YAML file of channels and routes; empty: every channel gets everything",
+        section="Notifications",
+    )
+    notify_urls: SecretStr | None = _setting(
+        "SMOKE_NOTIFY_URLS",
+        None,
+        "Channels' Apprise URLs, name=url pairs with white space between; console and log need none",
+        section="Notifications",
+    )
+
     # -- model -------------------------------------------------------------------------------------------
     auto_train_on_startup: bool = _setting(
         "ML_AUTO_TRAIN_ON_STARTUP", True, "Train a first model where there is no champion", section="Model"
@@ -261,7 +285,7 @@ class Settings(BaseModel):
         section="PostgreSQL",
     )
 
-    @field_validator("home", "cache_dir", "data_dir")
+    @field_validator("home", "cache_dir", "data_dir", "notify_config")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()

@@ -115,7 +115,7 @@ def settings_for(free_port: Callable[[], int]) -> Callable[..., Settings]:
 
     def build(folder: Path, **environment: Any) -> Settings:
         values: dict[str, Any] = {"SMOKE_HOME": folder / "home", "SMOKE_CACHE_DIR": CACHE_DIR, **environment}
-        for name in ("KAFKA", "KAFKA_CONTROLLER", "API", "DAGSTER", "DAGSTER_GRPC"):
+        for name in ("KAFKA", "KAFKA_CONTROLLER", "API", "DAGSTER", "DAGSTER_GRPC", "DETECTOR", "NOTIFY"):
             values.setdefault(f"SMOKE_{name}_PORT", free_port())
         return load_settings({name: str(value) for name, value in values.items()}, env_file=folder / "no-such-file.env")
 

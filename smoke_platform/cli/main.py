@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "kafka": ("platform", "kafka", "Run the embedded Kafka broker alone."),
     "topics": ("topics", "topics", "Create, list and describe the platform's topics."),
     "produce": ("produce", "produce", "Send readings: from a CSV file, a simulator or standard input."),
+    "detect": ("detect", "detect", "Raise alarms from the readings as they arrive."),
     "land": ("landing", "land", "Show, pause, resume or run the landing of readings in the lake."),
     "devices": ("devices", "devices", "List, show, set and import what is known of the devices."),
     "models": ("models", "models", "List, show, train, promote and roll back models."),

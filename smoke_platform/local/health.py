@@ -57,6 +57,8 @@ class Prober:
             "daemon": self._daemon,
             "webserver": self._webserver,
             "api": self._api,
+            "detector": self._detector,
+            "notify": self._notify,
         }
 
     def __enter__(self) -> Prober:
@@ -125,6 +127,20 @@ class Prober:
         if body.get("errors"):
             raise ValueError(str(body["errors"][0].get("message")))
         return body["data"]
+
+    def _detector(self, program: Program) -> Health:
+        answer = self._http.get(f"{program.address}/health")
+        if answer.status_code != httpx.codes.OK:
+            return Health(False, f"/health answered {answer.status_code}: {answer.text[:200]}")
+        report = answer.json()
+        running = report["state"] == "running"
+        return Health(running, report["model_refused"] or "" if running else str(report["state"]))
+
+    def _notify(self, program: Program) -> Health:
+        report = self._http.get(f"{program.address}/health").json()
+        # A channel that does not accept is not the notifier's fault; a restart would not mend it.
+        well = report["state"] in ("running", "failing")
+        return Health(well, str(report["detail"] or ("" if well else report["state"])))
 
     def _api(self, program: Program) -> Health:
         answer = self._http.get(f"{program.address}/health")

@@ -87,6 +87,18 @@ def programs(settings: Settings) -> tuple[Program, ...]:
         )
     chosen += [
         Program(
+            "detector",
+            "Detector",
+            (*smoke, "detect"),
+            address=f"http://{near}:{settings.detector_port}",
+            port=(settings.detector_port, "SMOKE_DETECTOR_PORT"),
+            # After the broker and before everything else: alarms wait for nobody.
+            priority=150,
+            start_seconds=3,
+            stop_seconds=15,
+            environment=few_threads,
+        ),
+        Program(
             "code_server",
             "Dagster code server",
             (
@@ -129,6 +141,17 @@ def programs(settings: Settings) -> tuple[Program, ...]:
             priority=400,
         ),
     ]
+    chosen.append(
+        Program(
+            "notify",
+            "Notifications",
+            (*smoke, "notify", "run"),
+            address=f"http://{near}:{settings.notify_port}",
+            port=(settings.notify_port, "SMOKE_NOTIFY_PORT"),
+            priority=450,
+            environment=few_threads,
+        )
+    )
     if settings.simulate:
         chosen.append(
             Program("simulator", "Simulated devices", (*smoke, "produce", "simulate", "--forever"), priority=500)

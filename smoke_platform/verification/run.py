@@ -119,16 +119,16 @@ def private_settings(home: Path, settings: Settings, **overrides: str) -> Settin
     """Settings of a platform of its own: in ``home``, on free ports, without the simulator."""
     with contextlib.ExitStack() as held:
         # All sockets stay open until the last port is chosen, so that no port is given out twice.
-        ports = [held.enter_context(socket.socket()) for _ in range(5)]
+        ports = [held.enter_context(socket.socket()) for _ in range(7)]
         for each in ports:
             each.bind(("127.0.0.1", 0))
         numbers = [str(each.getsockname()[1]) for each in ports]
-    port_names = ("SMOKE_KAFKA_PORT", "SMOKE_KAFKA_CONTROLLER_PORT", "SMOKE_API_PORT", "SMOKE_DAGSTER_PORT")
+    parts = ("KAFKA", "KAFKA_CONTROLLER", "API", "DAGSTER", "DAGSTER_GRPC", "DETECTOR", "NOTIFY")
     environment = {
         "SMOKE_HOME": str(home),
         "SMOKE_CACHE_DIR": str(settings.cache_dir),
         "SMOKE_SIMULATE": "false",
-        **dict(zip((*port_names, "SMOKE_DAGSTER_GRPC_PORT"), numbers, strict=True)),
+        **{f"SMOKE_{part}_PORT": number for part, number in zip(parts, numbers, strict=True)},
         **overrides,
     }
     return load_settings(environment, home / "no.env")

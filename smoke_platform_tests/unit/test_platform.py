@@ -61,13 +61,14 @@ def test_supervisord_reads_what_was_meant(tmp_path: Path, settings_for: Settings
 def test_programs_start_after_what_they_need(tmp_path: Path, settings_for: SettingsFor) -> None:
     """Stopping goes the other way round, so that nothing is cut off from the broker before it could finish."""
     order = [program.name for program in sorted(programs(settings_for(tmp_path)), key=lambda program: program.priority)]
-    assert order == ["kafka", "code_server", "daemon", "webserver", "api", "simulator"]
+    assert order == ["kafka", "detector", "code_server", "daemon", "webserver", "api", "notify", "simulator"]
 
 
 def test_switches_leave_programs_out(tmp_path: Path, settings_for: SettingsFor) -> None:
     """A platform on somebody else's brokers must not start one, and without simulated devices there are none."""
     settings = settings_for(tmp_path, KAFKA_BOOTSTRAP_SERVERS="elsewhere:9092", SMOKE_SIMULATE=False)
-    assert {program.name for program in programs(settings)} == {"code_server", "daemon", "webserver", "api"}
+    names = {program.name for program in programs(settings)}
+    assert names == {"detector", "code_server", "daemon", "webserver", "api", "notify"}
     assert not any("Kafka" in purpose for _, _, _, purpose in required_ports(settings))
 
 
@@ -76,7 +77,7 @@ def test_every_port_is_named_with_a_setting_that_exists(tmp_path: Path, settings
     aliases = {info.alias for info in Settings.model_fields.values()}
     needed = required_ports(settings_for(tmp_path))
     assert {setting for _, _, setting, _ in needed} <= aliases
-    assert len({port for _, port, _, _ in needed}) == 5
+    assert len({port for _, port, _, _ in needed}) == 7
 
 
 def test_programs_read_the_settings_that_up_was_given(tmp_path: Path, settings_for: SettingsFor) -> None:
