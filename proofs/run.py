@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 
+from proofs import suite_flood
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.settings import load_settings
 from smoke_platform.verification.run import Plan, prove
@@ -60,7 +61,7 @@ def _portable(finding: dict[str, Any]) -> dict[str, Any]:
     return {**finding, "found": re.sub(r"\S*/smoke-verify-[^/\s]+/", "", finding["found"])}
 
 
-SUITES: dict[str, Callable[[], dict[str, Any]]] = {"landing": landing}
+SUITES: dict[str, Callable[[], dict[str, Any]]] = {"landing": landing, "flood": suite_flood.suite}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -179,7 +179,9 @@ def list_failed(as_json: bool) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for title in rows[0]:
-        table.add_column(title, justify="right" if title in ("alarms", "attempts") else "left")
+        # The id is what `retry` wants to be given, so it is never cut.
+        width = 16 if title == "id" else None
+        table.add_column(title, justify="right" if title in ("alarms", "attempts") else "left", min_width=width)
     for row in rows:
         table.add_row(*(str(value) for value in row.values()))
     Console(markup=False).print(table)
