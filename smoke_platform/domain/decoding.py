@@ -15,30 +15,25 @@ The first two only ever *accept*: canonical names, right types, values in range,
 rejects. So the paths can only differ where a fast one accepts what ``parse_reading`` refuses or reads otherwise, and
 the property tests look for exactly that.
 
-``decode_arrays`` is for the few messages that one poll of a live stream brings: it skips the first path, whose fixed
-cost of some milliseconds a call is longer than an alarm may take, and gives arrays instead of a frame.
+The few messages that one poll of a live stream brings are decoded by ``domain.live_decoding``.
 """
 
 from __future__ import annotations
 
-import operator
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from smoke_platform.domain.live_decoding import SOURCES, USUAL_TIME, append_moment, usual_device_id
 from smoke_platform.domain.readings import (
     ALL_SENSOR_NAMES,
     ALL_SENSORS,
     EARLIEST_EVENT_TIME,
     LARGEST_CLOCK_LEAD,
     LARGEST_SEQUENCE,
-    LONGEST_DEVICE_ID,
     SCHEMA_VERSION,
     ReadingRejected,
     Source,
@@ -88,32 +83,6 @@ _STRICT = msgspec.json.Decoder(
         gc=False,
     )
 )
-#: The form in which nearly all devices write time; any other is left to ``datetime.fromisoformat``. The digits are
-#: spelt out because chrono takes fewer of them and second 60, which Python does not.
-_USUAL_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-5][0-9](\.[0-9]{1,6})?Z$"
-_SOURCES = sorted(map(str, Source))
-_LOWS = np.array([sensor.low for sensor in ALL_SENSORS])
-_HIGHS = np.array([sensor.high for sensor in ALL_SENSORS])
-_EARLIEST_S = EARLIEST_EVENT_TIME.timestamp()
-_LEAD_S = LARGEST_CLOCK_LEAD.total_seconds()
-_is_usual_time = re.compile(_USUAL_TIME).fullmatch
-
-
-@dataclass(frozen=True, slots=True)
-class ReadingArrays:
-    """Readings as arrays, each of length n.
-
-    Attributes:
-        rows: int64, the message's index in the batch, rising.
-        device_ids: text.
-        event_time_s: float64, epoch seconds.
-        sensors: float64 ``[n, 13]`` in the order of ``ALL_SENSOR_NAMES``; NaN means not measured.
-    """
-
-    rows: npt.NDArray[np.int64]
-    device_ids: list[str]
-    event_time_s: npt.NDArray[np.float64]
-    sensors: npt.NDArray[np.float64]
 
 
 def decode_batch(
@@ -142,103 +111,6 @@ def decode_batch(
         accepted.append(frame)
     decoded = pl.concat(accepted)
     return (decoded if decoded["row"].is_sorted() else decoded.sort("row")), rejects
-
-
-def decode_arrays(
-    values: Sequence[bytes | None], append_times_ms: Sequence[int]
-) -> tuple[ReadingArrays, list[tuple[int, ReadingRejected]]]:
-    """As ``decode_batch``, as arrays and with next to no fixed cost; sequence, label and source are left out."""
-    rows: list[int] = []
-    ids: list[str] = []
-    times: list[float] = []
-    measured: list[tuple[float | None, ...]] = []
-    open_places: list[int] = []
-    for place, value in enumerate(values):
-        try:
-            found = _LEAN.decode(value)  # type: ignore[arg-type] # a tombstone raises: that is its way out
-        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
-            open_places.append(place)
-            continue
-        device_id, text = found.device_id, found.event_time
-        if not _lean_is_sure(found) or not _usual_device_id(device_id) or not _is_usual_time(text):
-            open_places.append(place)
-            continue
-        try:
-            moment = datetime.fromisoformat(text).timestamp()
-        except ValueError:
-            open_places.append(place)
-            continue
-        rows.append(place)
-        ids.append(device_id)
-        times.append(moment)
-        measured.append(_sensors_of(found))
-    sensors = np.array(measured, dtype=np.float64).reshape(len(rows), len(ALL_SENSOR_NAMES))
-    moments = np.array(times, dtype=np.float64)
-    places = np.array(rows, dtype=np.int64)
-    appended = np.array([append_times_ms[row] for row in rows], dtype=np.float64)
-    sure = (
-        (moments >= _EARLIEST_S)
-        # A millisecond short of the limit, so that no rounding of these numbers can decide.
-        & ((appended < 0) | (moments <= appended / 1000.0 + _LEAD_S - 1e-3))
-        & ~np.isnan(sensors).all(axis=1)
-        & ~((sensors < _LOWS) | (sensors > _HIGHS)).any(axis=1)
-    )
-    if not sure.all():
-        open_places += places[~sure].tolist()
-        ids = [device_id for device_id, good in zip(ids, sure.tolist(), strict=True) if good]
-        places, moments, sensors = places[sure], moments[sure], sensors[sure]
-    decoded = ReadingArrays(places, ids, moments, sensors)
-    if not open_places:
-        return decoded, []
-    frame, rejects = _decide_each(sorted(open_places), values, append_times_ms)
-    return (_merged(decoded, frame) if frame.height else decoded), rejects
-
-
-class _Lean(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """A message as ``decode_arrays`` reads it; the fields are those of ``_STRICT``, tested to be."""
-
-    device_id: str
-    event_time: str
-    temperature_c: float | None = None
-    humidity_pct: float | None = None
-    tvoc_ppb: float | None = None
-    eco2_ppm: float | None = None
-    raw_h2: float | None = None
-    raw_ethanol: float | None = None
-    pressure_hpa: float | None = None
-    pm1_0: float | None = None
-    pm2_5: float | None = None
-    nc0_5: float | None = None
-    nc1_0: float | None = None
-    nc2_5: float | None = None
-    co_ppm: float | None = None
-    fire_alarm: bool | None = None
-    sequence: int | None = None
-    schema_version: int = SCHEMA_VERSION
-    source: str | None = None
-
-
-_sensors_of = operator.attrgetter(*ALL_SENSOR_NAMES)
-_LEAN = msgspec.json.Decoder(_Lean)
-
-
-def _lean_is_sure(found: _Lean) -> bool:
-    return (
-        found.schema_version == SCHEMA_VERSION
-        and (found.source is None or found.source in _SOURCES)
-        and (found.sequence is None or 0 <= found.sequence <= LARGEST_SEQUENCE)
-    )
-
-
-def _merged(decoded: ReadingArrays, frame: pl.DataFrame) -> ReadingArrays:
-    """Both, in the order of the messages."""
-    rows = np.concatenate([decoded.rows, frame["row"].to_numpy().astype(np.int64)])
-    order = np.argsort(rows, kind="stable")
-    ids = decoded.device_ids + frame["device_id"].to_list()
-    columns = [frame[name].fill_null(np.nan).to_numpy() for name in ALL_SENSOR_NAMES]
-    sensors = np.concatenate([decoded.sensors, np.stack(columns, axis=1)])
-    moments = np.concatenate([decoded.event_time_s, frame["event_time"].dt.timestamp("us").to_numpy() / 1e6])
-    return ReadingArrays(rows[order], [ids[place] for place in order.tolist()], moments[order], sensors[order])
 
 
 Rows = npt.NDArray[np.uint32]
@@ -332,8 +204,8 @@ def _nothing_but_what_was_read(text: bytes, octets: Octets, breaks: Places, raw:
     present = sum(raw.height - raw[name].null_count() for name in _RAW_SCHEMA)
     texts = raw.select(
         pl.col("device_id").is_not_null().sum(),
-        pl.col("event_time").str.contains(_USUAL_TIME).sum(),
-        pl.col("source").is_in(_SOURCES).sum(),
+        pl.col("event_time").str.contains(USUAL_TIME).sum(),
+        pl.col("source").is_in(SOURCES).sum(),
     ).row(0)
     return _occurrences(octets, '"') == 2 * (present + sum(texts)) and (
         _begin_with_text_id(text, octets, breaks) or text.count(_TEXT_ID[1:]) == raw.height
@@ -378,7 +250,7 @@ def _strict(
 def _judge(raw: pl.DataFrame, rows: Rows, append_times_ms: Sequence[int]) -> tuple[pl.DataFrame, list[int]]:
     """Of strictly read messages those that are readings beyond doubt, and the rows of the others."""
     ids = raw["device_id"].unique()
-    good_ids = [device_id for device_id in ids if device_id is not None and _usual_device_id(device_id)]
+    good_ids = [device_id for device_id in ids if device_id is not None and usual_device_id(device_id)]
     parsed = raw.with_columns(
         pl.Series("row", rows, dtype=pl.UInt32),
         pl.Series("_appended", append_times_ms, dtype=pl.Int64),
@@ -397,7 +269,7 @@ def _judge(raw: pl.DataFrame, rows: Rows, append_times_ms: Sequence[int]) -> tup
 
 def _moments(texts: pl.Series) -> pl.Series:
     """The moments of the usual form, null for any other."""
-    usual = texts.str.contains(_USUAL_TIME)
+    usual = texts.str.contains(USUAL_TIME)
     if not usual.all() or usual.null_count():
         texts = texts.to_frame().select(pl.when(usual).then(pl.col("event_time")).alias("event_time")).to_series()
     whole_seconds = texts.str.len_bytes().max() == len("2022-06-09T00:08:51Z")
@@ -417,7 +289,7 @@ _SURE: tuple[pl.Expr, ...] = (
     *(pl.col(sensor.name).is_between(sensor.low, sensor.high).fill_null(value=True) for sensor in ALL_SENSORS),
     pl.col("sequence").is_between(0, LARGEST_SEQUENCE).fill_null(value=True),
     (pl.col("schema_version") == SCHEMA_VERSION).fill_null(value=False),
-    pl.col("source").is_in(_SOURCES).fill_null(value=False),
+    pl.col("source").is_in(SOURCES).fill_null(value=False),
 )
 
 
@@ -435,12 +307,8 @@ _ALL_SURE: dict[str, pl.Expr] = {
     "sequence": _within("sequence", 0, LARGEST_SEQUENCE),
     "schema_version": _within("schema_version", SCHEMA_VERSION, SCHEMA_VERSION)
     & (pl.col("schema_version").null_count() == 0),
-    "source": pl.col("source").is_in(_SOURCES).all(),
+    "source": pl.col("source").is_in(SOURCES).all(),
 }
-
-
-def _usual_device_id(device_id: str) -> bool:
-    return 0 < len(device_id) <= LONGEST_DEVICE_ID and device_id.isprintable() and device_id == device_id.strip()
 
 
 def _decide_each(
@@ -467,11 +335,3 @@ def _decide_each(
             )
         )
     return pl.DataFrame(rows, schema=DECODED_SCHEMA, orient="row"), rejects
-
-
-def append_moment(append_time_ms: int) -> datetime | None:
-    """A broker's append time as a moment, ``None`` where it is negative (unknown)."""
-    if append_time_ms < 0:
-        return None
-    seconds, milliseconds = divmod(append_time_ms, 1000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=milliseconds * 1000)

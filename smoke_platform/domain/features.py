@@ -20,13 +20,16 @@ import hashlib
 import json
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES
+
+if TYPE_CHECKING:
+    # Loaded by the functions that need it: the detector, which does not, is back in half the time after a crash.
+    import polars as pl
 
 Floats = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float32]
@@ -261,6 +264,8 @@ def as_cold(features: Features) -> Features:
 
 def sensor_matrix(frame: pl.DataFrame) -> Floats:
     """The sensors of a frame as float64 ``[n, 13]``; a null or an absent column is NaN."""
+    import polars as pl
+
     columns = [
         pl.col(name).cast(pl.Float64).fill_null(np.nan) if name in frame.columns else pl.lit(np.nan).alias(name)
         for name in ALL_SENSOR_NAMES
@@ -287,6 +292,8 @@ def features_of_frame(frame: pl.DataFrame, *, chunk_rows: int = 100_000) -> pl.D
     Returns:
         The frame without the sensors, with ``FEATURE_NAMES`` (float32, NaN kept as NaN) and ``feature_version``.
     """
+    import polars as pl
+
     state = FeatureState(frame["device_id"].n_unique())
     # All devices' k-th readings together: the rounds are as wide as can be, and the bits do not depend on it.
     ranks = frame.select(pl.int_range(pl.len()).over("device_id")).to_series().to_numpy()
@@ -304,6 +311,8 @@ def features_of_frame(frame: pl.DataFrame, *, chunk_rows: int = 100_000) -> pl.D
 
 def feature_matrix(frame: pl.DataFrame) -> Features:
     """The feature columns of a frame as float32 ``[n, FEATURE_COUNT]``; null is NaN."""
+    import polars as pl
+
     columns = [pl.col(name).cast(pl.Float32).fill_null(np.nan) for name in FEATURE_NAMES]
     matrix: Features = np.ascontiguousarray(frame.select(columns).to_numpy(), dtype=np.float32)
     return matrix

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from smoke_platform.domain import decoding
-from smoke_platform.domain.decoding import DECODED_SCHEMA, append_moment, decode_arrays, decode_batch
+from smoke_platform.domain import decoding, live_decoding
+from smoke_platform.domain.decoding import DECODED_SCHEMA, decode_batch
 from smoke_platform.domain.features import event_seconds, sensor_matrix
+from smoke_platform.domain.live_decoding import append_moment, decode_arrays
 from smoke_platform.domain.readings import (
     ALL_SENSOR_NAMES,
     CANONICAL_NAME,
@@ -272,7 +273,7 @@ def test_arrays_hold_what_the_batch_holds(batch: list[tuple[bytes | None, int]])
 
 def test_arrays_take_the_short_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it a poll costs milliseconds before the first reading is looked at, and alarms come late."""
-    monkeypatch.setattr(decoding, "_decide_each", None)
+    monkeypatch.setattr(live_decoding, "parse_reading", None)
     start = datetime(2022, 6, 9, tzinfo=UTC)
     sent = [Reading(f"d{n}", start, {"pm2_5": n / 3, "co_ppm": None}, None, n) for n in range(20)]  # type: ignore[dict-item] # as a null
     arrays, rejects = decode_arrays([reading.to_json() for reading in sent], [-1] * len(sent))
