@@ -19,6 +19,7 @@ from smoke_platform.domain.errors import SmokeError
 SUITES = {
     "landing": "producer and landing rates, time until a reading is queryable",
     "serving": "/predict beside an endpoint that does nothing",
+    "alarms": "from a reading to its alarm, beside a bare echo and two stream processors",
     "startup": "from `up` to the first landed reading, memory of each process",
 }
 
