@@ -1,8 +1,9 @@
 """The lake: Delta tables below one folder or object-store URL, and the storage schema of the readings.
 
 Belongs here: opening, scanning, appending and replacing tables; the Arrow schema of ``lake/readings`` and of what
-shares its columns. Does not: when and what to write (``streaming.landing``, the asset modules), Kafka positions as
-such (``domain.offsets``). Every writer but landing goes through ``append`` and ``replace_where``.
+shares its columns, and of the tables whose columns the domain names. Does not: when and what to write
+(``streaming.landing``, the asset modules), Kafka positions as such (``domain.offsets``). Every writer but landing goes
+through ``append`` and ``replace_where``.
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ READINGS_SCHEMA: pa.Schema = pa.schema(
     ]
 )
 READINGS_COLUMNS: tuple[str, ...] = tuple(READINGS_SCHEMA.names)
+
+
+def storage_schema(columns: Mapping[str, pl.DataType]) -> pa.Schema:
+    """The Arrow schema of a table with these columns, as a frame of them is written."""
+    return pl.DataFrame(schema=dict(columns)).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
 
 
 class Lake:

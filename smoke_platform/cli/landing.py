@@ -45,9 +45,11 @@ def status(as_json: bool) -> None:
       smoke land status --json | jq .lag
     """
     from smoke_platform.streaming.landing import StandingProbe, lease_path, paused
+    from smoke_platform.streaming.records_landing import RecordsProbe
 
     settings = load_settings()
     standing = StandingProbe(settings).standing(10.0)
+    records = RecordsProbe(settings).standings(10.0)
     lease = probe(lease_path(settings))
     beat = lease.beat
     lag = standing.lag
@@ -67,6 +69,10 @@ def status(as_json: bool) -> None:
             {"partition": number, "position": standing.positions[number], "start": low, "end": high, "lag": lag[number]}
             for number, (low, high) in sorted(standing.watermarks.items())
         ],
+        "records": {
+            name: {"lag": sum(each.lag.values()), "fault": str(each.fault) if each.fault else None}
+            for name, each in records.items()
+        },
     }
     if as_json:
         click.echo(json.dumps(facts, indent=2))
@@ -86,8 +92,11 @@ def status(as_json: bool) -> None:
         console.print("No run is landing.")
     if why_paused is not None:
         console.print(f"[yellow]Paused:[/yellow] {why_paused}. Go on with `smoke land resume`.")
-    if fault:
-        console.print(f"[red]Stopped:[/red] {fault}")
+    waiting = ", ".join(f"{name} {each['lag']:,}" for name, each in facts["records"].items())
+    console.print(f"Other messages that wait to be landed: {waiting}.")
+    for found in (fault, *(each.fault for each in records.values())):
+        if found:
+            console.print(f"[red]Stopped:[/red] {found}")
 
 
 @land.command()
@@ -129,27 +138,36 @@ def resume() -> None:
 
 @land.command()
 @click.option("--once", is_flag=True, help="Land what is there now, then end.")
+@click.option("--records", is_flag=True, help="Beside the readings: alarms, commands, predictions, devices.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def run(once: bool, as_json: bool) -> None:
+def run(once: bool, records: bool, as_json: bool) -> None:
     """Land in this terminal, without Dagster. Ctrl-C ends it after the current batch.
 
     \b
     Example:
       smoke land run --once
+      smoke land run --records
     """
     from smoke_platform.streaming.landing import Landing
+    from smoke_platform.streaming.records_landing import RecordsLanding
 
     settings = load_settings()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    report = Landing(settings, f"by-hand-{os.getpid()}", once=once, stop=stop).run()
+    companion = RecordsLanding(settings) if records else None
+    report = Landing(settings, f"by-hand-{os.getpid()}", once=once, stop=stop, companion=companion).run()
+    beside = companion.drain() if companion else {}
     total = report.total()
     if as_json:
         summary = {**asdict(report), "total": asdict(total), "rows_per_s": total.rows / max(report.seconds, 1e-9)}
+        if companion:
+            summary["records"] = {name: asdict(tally) for name, tally in beside.items()}
         click.echo(json.dumps(summary, indent=2))
         return
     _show(settings, report, total)
+    for name, tally in beside.items():
+        click.echo(f"lake/{name}: {tally.rows:,} rows of {tally.messages:,} messages, {tally.unreadable:,} unreadable")
 
 
 def _show(settings: Settings, report: Any, total: Any) -> None:
@@ -171,21 +189,35 @@ def _show(settings: Settings, report: Any, total: Any) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def accept_loss(yes: bool, as_json: bool) -> None:
-    """Go on although readings were deleted from Kafka before they were landed; the ranges are recorded.
+    """Go on although messages were deleted from Kafka before they were landed; the ranges are recorded.
 
     \b
     Example:
       smoke land accept-loss
     """
     from smoke_platform.domain.offsets import described
-    from smoke_platform.streaming import landing
+    from smoke_platform.streaming import landing, records_landing
 
     settings = load_settings()
-    lost = landing.StandingProbe(settings).standing(10.0).lost
-    if lost and not yes:
-        click.confirm(f"Give up {described(lost)}?", abort=True)
+    found = {"readings": landing.StandingProbe(settings).standing(10.0)}
+    found.update(records_landing.RecordsProbe(settings).standings(10.0))
+    for name, standing in found.items():
+        if standing.lost and not yes:
+            click.confirm(f"Give up {described(standing.lost)} of {name}?", abort=True)
     given_up = landing.accept_loss(settings)
+    others = records_landing.accept_loss(settings)
     if as_json:
-        click.echo(json.dumps([asdict(each) for each in given_up]))
-    else:
-        click.echo(f"Given up: {described(given_up)}." if given_up else "Nothing was lost; nothing was changed.")
+        click.echo(
+            json.dumps(
+                [
+                    *(asdict(each) for each in given_up),
+                    *({"table": name, **asdict(each)} for name, ranges in others.items() for each in ranges),
+                ]
+            )
+        )
+        return
+    if not given_up and not others:
+        click.echo("Nothing was lost; nothing was changed.")
+    for name, ranges in {"readings": given_up, **others}.items():
+        if ranges:
+            click.echo(f"Given up of {name}: {described(ranges)}.")

@@ -1,7 +1,7 @@
-"""Landing as Dagster sees it: the topics and ``lake/readings`` as assets, the streaming job, its supervising sensor.
+"""Landing as Dagster sees it: topics and landed tables as assets, the streaming job, its supervising sensor.
 
 Belongs here: when a landing run is started, taken for dead or left alone, and what of it is shown. Does not: landing
-itself (``streaming.landing``), pausing by command (``cli.landing``).
+itself (``streaming.landing``, ``streaming.records_landing``), pausing by command (``cli.landing``).
 
 The sensor is the supervisor. It trusts the lease that the kernel holds for the run's process, never the run's status:
 a run whose code server died with it stays STARTED for ever. The sensor's decision is the pure function ``decide``.
@@ -20,6 +20,7 @@ import dagster as dg
 from smoke_platform.adapters.kafka_bulk import KafkaUnreachable
 from smoke_platform.adapters.lease import Beat, LeaseHeld, LeaseState, kill_holder, probe
 from smoke_platform.domain.errors import SmokeError
+from smoke_platform.domain.lake_records import RECORD_TABLES
 from smoke_platform.orchestration import names, partitions
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.landing import (
@@ -35,6 +36,7 @@ from smoke_platform.streaming.landing import (
     lease_path,
     paused,
 )
+from smoke_platform.streaming.records_landing import RecordsLanding, RecordsProbe, RecordTally
 
 #: A holder that has not been heard of for this long is stuck; more than the slowest commit.
 STALE_S = 15.0
@@ -45,6 +47,8 @@ LONGEST_STARTING_S = 160.0
 #: A tick watches this long, in these steps: a new one comes only 5 s after the last began.
 WATCH_S = 4.0
 STEP_S = 0.2
+#: Alarms and predictions are asked for less often: four topics, and seconds do not matter to them.
+RECORDS_EVERY_S = 2.0
 #: After this many runs in a row that committed nothing, the next waits: a cause that a restart does not mend.
 FRUITLESS_RUNS = 3
 LONGEST_WAIT_S = 300.0
@@ -190,6 +194,8 @@ class Supervisor:
         self._settings = settings
         self._lease = lease_path(settings)
         self._probe: StandingProbe | None = None
+        self._records: RecordsProbe | None = None
+        self._records_seen: tuple[float, int, str] | None = None
         self._one_at_a_time = threading.Lock()
 
     def step(self, instance: dg.DagsterInstance) -> Action:
@@ -225,15 +231,26 @@ class Supervisor:
         try:
             self._probe = self._probe or StandingProbe(self._settings)
             standing = self._probe.standing()
+            records_lag, records_fault = self._of_records()
         except KafkaUnreachable:
             return Surroundings(None)
         if standing.topic_id is None:
             return Surroundings(None, f"there is no topic {self._settings.topic_readings}: run `smoke topics create`")
         fruitless, ago = self._fruitless(instance, lease)
-        fault = standing.fault
-        return Surroundings(
-            sum(standing.lag.values()), str(fault) if fault else "", fruitless=fruitless, last_failure_s=ago
-        )
+        fault = str(standing.fault or records_fault)
+        waiting = sum(standing.lag.values()) + records_lag
+        return Surroundings(waiting, fault, fruitless=fruitless, last_failure_s=ago)
+
+    def _of_records(self) -> tuple[int, str]:
+        """Messages of the other topics that wait to be landed, and what keeps them from it."""
+        now = time.monotonic()
+        if self._records_seen is None or now - self._records_seen[0] >= RECORDS_EVERY_S:
+            self._records = self._records or RecordsProbe(self._settings)
+            found = self._records.standings()
+            faults = [f"lake/{name}: {standing.fault}" for name, standing in found.items() if standing.fault]
+            waiting = sum(sum(standing.lag.values()) for standing in found.values())
+            self._records_seen = (now, waiting, "; ".join(faults))
+        return self._records_seen[1:]
 
     def _fruitless(self, instance: dg.DagsterInstance, lease: LeaseState) -> tuple[int, float]:
         since = lease.beat.progressed if lease.beat else 0.0
@@ -273,8 +290,15 @@ def watch(look: Callable[[], Action], sleep: Callable[[float], None] = time.slee
 class _Bulletin:
     """Gathers what was landed and logs it as materialisations, now and then."""
 
-    def __init__(self, context: dg.AssetExecutionContext, settings: Settings, standing: Callable[[], Standing]) -> None:
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        settings: Settings,
+        standing: Callable[[], Standing],
+        records: Callable[[], dict[str, RecordTally]],
+    ) -> None:
         self._context = context
+        self._records = records
         self._known = set(partitions.kafka(settings).get_partition_keys())
         self._standing = standing
         self._tallies: dict[int, PartitionTally] = {}
@@ -289,8 +313,10 @@ class _Bulletin:
             self.publish()
 
     def publish(self) -> None:
-        """Logs a materialisation for each partition that got anything since the last time."""
+        """Logs a materialisation for each partition, and each other table, that got anything since the last time."""
         self._due = time.monotonic() + MATERIALISE_EVERY_S
+        for name, landed in self._records().items():
+            self._context.log_event(dg.AssetMaterialization(names.RECORDS[name], metadata=_record_metadata(landed)))
         if not self._tallies:
             return
         lag: dict[int, int] = {}
@@ -329,6 +355,16 @@ def _metadata(tally: PartitionTally, lag: int | None, version: int) -> dict[str,
     return facts
 
 
+def _record_metadata(landed: RecordTally) -> dict[str, Any]:
+    return {
+        "rows": landed.rows,
+        "messages": landed.messages,
+        "unreadable": landed.unreadable,
+        "repeats": landed.repeats,
+        "table_version": landed.version,
+    }
+
+
 def check_result(found: Audit) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         asset_key=names.READINGS,
@@ -358,10 +394,19 @@ def definitions(settings: Settings) -> dg.Definitions:
             group_name=names.GROUP_LANDING,
             kinds={"kafka"},
         ),
+        *(
+            dg.AssetSpec(
+                names.TOPICS_OF_RECORDS[table.name],
+                description=f"Kafka topic {table.topic}: {table.what}.",
+                group_name=names.GROUP_LANDING,
+                kinds={"kafka"},
+            )
+            for table in RECORD_TABLES
+        ),
     ]
     job = dg.define_asset_job(
         names.JOB_LANDING,
-        selection=dg.AssetSelection.assets(names.READINGS),
+        selection=dg.AssetSelection.assets(names.READINGS, *names.RECORDS.values()),
         # With another executor the step is a process of its own and lands rows after its run is FAILED.
         executor_def=dg.in_process_executor,
         description="Lands readings in micro-batches until the topic is idle; started by the landing sensor.",
@@ -389,7 +434,18 @@ def _readings(settings: Settings) -> dg.AssetsDefinition:
                 freshness_policy=dg.FreshnessPolicy.time_window(
                     fail_window=timedelta(hours=1), warn_window=timedelta(minutes=15)
                 ),
-            )
+            ),
+            *(
+                dg.AssetSpec(
+                    names.RECORDS[table.name],
+                    deps=[names.TOPICS_OF_RECORDS[table.name]],
+                    description=f"Delta table of all {table.what}, each exactly once.",
+                    group_name=names.GROUP_LANDING,
+                    kinds={"deltalake"},
+                    skippable=True,
+                )
+                for table in RECORD_TABLES
+            ),
         ],
         check_specs=[
             dg.AssetCheckSpec(
@@ -400,8 +456,9 @@ def _readings(settings: Settings) -> dg.AssetsDefinition:
         ],
     )
     def land_readings(context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        bulletin = _Bulletin(context, settings, StandingProbe(settings).standing)
-        report = _land(context, settings, bulletin)
+        records = RecordsLanding(settings)
+        bulletin = _Bulletin(context, settings, StandingProbe(settings).standing, records.drain)
+        report = _land(context, settings, bulletin, records)
         bulletin.publish()
         if report is not None:
             total = report.total()
@@ -413,7 +470,9 @@ def _readings(settings: Settings) -> dg.AssetsDefinition:
     return land_readings
 
 
-def _land(context: dg.AssetExecutionContext, settings: Settings, bulletin: _Bulletin) -> LandingReport | None:
+def _land(
+    context: dg.AssetExecutionContext, settings: Settings, bulletin: _Bulletin, records: RecordsLanding
+) -> LandingReport | None:
     run_id = context.run.run_id
 
     def still_started() -> bool:
@@ -421,7 +480,7 @@ def _land(context: dg.AssetExecutionContext, settings: Settings, bulletin: _Bull
         return run is not None and run.status == dg.DagsterRunStatus.STARTED
 
     try:
-        return Landing(settings, run_id, on_commit=bulletin.take, wanted=still_started).run()
+        return Landing(settings, run_id, on_commit=bulletin.take, wanted=still_started, companion=records).run()
     except LeaseHeld as held:
         context.log.warning(str(held))
         return None

@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import polars as pl
 import pyarrow as pa
@@ -177,6 +177,7 @@ class Standing:
         watermarks: partition -> (first offset still there, offset after the last).
         lost: ranges deleted before they were landed; landing stands still until they are accepted.
         beyond: (partition, position, end) where the log ends before the position.
+        what: the messages in a word.
     """
 
     topic_id: str | None
@@ -184,6 +185,7 @@ class Standing:
     watermarks: dict[int, tuple[int, int]] = field(default_factory=dict)
     lost: tuple[OffsetRange, ...] = ()
     beyond: tuple[tuple[int, int, int], ...] = ()
+    what: str = "readings"
 
     @property
     def lag(self) -> dict[int, int]:
@@ -192,15 +194,23 @@ class Standing:
     @property
     def fault(self) -> LostReadings | None:
         """What keeps landing from going on, if anything does."""
-        return _fault(StartPoints(self.positions, self.lost, self.beyond))
+        return fault_of(StartPoints(self.positions, self.lost, self.beyond), self.what)
 
 
 class StandingProbe:
-    """Tells the standing again and again at little cost; its connections are kept. For one thread at a time."""
+    """Tells the standing again and again at little cost; its connections are kept. For one thread at a time.
 
-    def __init__(self, settings: Settings) -> None:
-        self._watcher = TopicWatcher(settings.brokers, settings.topic_readings)
+    Args:
+        topic, table, what: of something else than the readings, that is landed by the same means.
+    """
+
+    def __init__(
+        self, settings: Settings, *, topic: str | None = None, table: str = READINGS, what: str = "readings"
+    ) -> None:
+        self._watcher = TopicWatcher(settings.brokers, topic or settings.topic_readings)
         self._lake = Lake(settings.lake)
+        self._name = table
+        self._what = what
         self._table: DeltaTable | None = None
 
     def standing(self, timeout_s: float = 3.0) -> Standing:
@@ -211,16 +221,16 @@ class StandingProbe:
         """
         facts = self._watcher.facts(timeout_s)
         if facts is None:
-            return Standing(None)
+            return Standing(None, what=self._what)
         watermarks = self._watcher.watermarks(facts.partitions, timeout_s)
         points = start_points(self._committed(facts), watermarks)
-        return Standing(facts.topic_id, points.positions, watermarks, points.lost, points.beyond)
+        return Standing(facts.topic_id, points.positions, watermarks, points.lost, points.beyond, self._what)
 
     def _committed(self, facts: TopicFacts) -> dict[int, int | None]:
         if self._table is None:
-            if not self._lake.exists(READINGS):
+            if not self._lake.exists(self._name):
                 return {}
-            self._table = self._lake.open(READINGS)
+            self._table = self._lake.open(self._name)
         else:
             self._table.update_incremental()
         return committed_positions(self._table, facts)
@@ -234,17 +244,18 @@ def committed_positions(table: DeltaTable, facts: TopicFacts) -> dict[int, int |
     }
 
 
-def _fault(points: StartPoints) -> LostReadings | None:
+def fault_of(points: StartPoints, what: str = "readings") -> LostReadings | None:
+    """What a person has to decide before landing goes on; ``what`` names the messages."""
     if points.beyond:
         partition, position, end = points.beyond[0]
         return LostReadings(
-            f"the log of partition {partition} ends at {end}, but readings up to {position - 1} have been landed: "
+            f"the log of partition {partition} ends at {end}, but {what} up to {position - 1} have been landed: "
             "the broker lost messages, and new ones would be mistaken for them",
             "make the topic anew (it gets another id) and produce again what is missing",
         )
     if points.lost:
         return LostReadings(
-            f"readings were deleted from the topic before they were landed: {described(points.lost)}",
+            f"{what} were deleted from the topic before they were landed: {described(points.lost)}",
             "`smoke land accept-loss` goes on without them; a longer SMOKE_KAFKA_RETENTION_DAYS gives it time",
         )
     return None
@@ -253,20 +264,62 @@ def _fault(points: StartPoints) -> LostReadings | None:
 # -- the table -------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class TableShape:
+    """What a landed table is, and how its files are written.
+
+    Attributes:
+        name: below the lake.
+        schema: of its rows.
+        day: its partition column, a date.
+        configuration: by Delta's names.
+        properties: of the files that a commit adds; compaction has its own.
+    """
+
+    name: str
+    schema: pa.Schema
+    day: str
+    configuration: Mapping[str, str]
+    properties: WriterProperties
+
+
+def _landing_properties() -> WriterProperties:
+    """Parquet settings for files that are compacted soon: cheap to write. Dictionaries only where values repeat."""
+    return WriterProperties(
+        compression="LZ4_RAW",
+        default_column_properties=ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE"),
+        column_properties={
+            **{name: ColumnProperties(dictionary_enabled=True, statistics_enabled="NONE") for name in _REPEATING},
+            **{
+                name: ColumnProperties(dictionary_enabled=False, statistics_enabled="CHUNK")
+                for name in ("event_time", "offset", "replay_of")
+            },
+            **{
+                name: ColumnProperties(dictionary_enabled=True, statistics_enabled="CHUNK")
+                for name in ("partition", "append_time", "ingest_time")
+            },
+        },
+    )
+
+
+READINGS_SHAPE = TableShape(READINGS, READINGS_SCHEMA, PARTITION_COLUMN, TABLE_CONFIGURATION, _landing_properties())
+
+
 class LandedTable:
-    """This writer's hold on ``lake/readings``: commits rows with positions, and notices any other writer.
+    """This writer's hold on a landed table: commits rows with positions, and notices any other writer.
 
     Args:
         lake: where the table lies; it is made if it isn't there.
         facts: the topic whose partitions are landed.
+        shape: which table.
     """
 
-    def __init__(self, lake: Lake, facts: TopicFacts) -> None:
+    def __init__(self, lake: Lake, facts: TopicFacts, shape: TableShape = READINGS_SHAPE) -> None:
         self._lake = lake
         self._facts = facts
-        self._table = lake.create(READINGS, READINGS_SCHEMA, [PARTITION_COLUMN], TABLE_CONFIGURATION)
+        self.shape = shape
+        self._table = lake.create(shape.name, shape.schema, [shape.day], shape.configuration)
         self.positions: dict[int, int | None] = committed_positions(self._table, facts)
-        self._properties = _landing_properties()
         self._plan = CompactionPlan()
         self._commits = 0
         self._touched: set[object] = set()
@@ -276,8 +329,25 @@ class LandedTable:
     def version(self) -> int:
         return int(self._table.version())
 
-    def commit(self, rows: pa.Table, positions: Mapping[int, int], metadata: Mapping[str, Any] | None = None) -> int:
+    def mark(self, name: str) -> int:
+        """The number that was last committed under this name of the caller's, 0 where there is none."""
+        return self._table.transaction_version(name) or 0
+
+    def rows(self) -> pl.LazyFrame:
+        """The table's rows in the snapshot on which the next commit is made."""
+        return pl.scan_delta(self._table)
+
+    def commit(
+        self,
+        rows: pa.Table,
+        positions: Mapping[int, int],
+        metadata: Mapping[str, Any] | None = None,
+        marks: Mapping[str, int] | None = None,
+    ) -> int:
         """Adds the rows (there may be none) and moves the positions, in one commit.
+
+        Args:
+            marks: numbers under names of the caller's, kept in the same commit.
 
         Returns:
             The table's version after it.
@@ -292,7 +362,8 @@ class LandedTable:
                     app_id(self._facts.cluster_id, self._facts.topic_id, number), place, int(time.time() * 1000)
                 )
                 for number, place in moved.items()
-            ],
+            ]
+            + [Transaction(name, number, int(time.time() * 1000)) for name, number in (marks or {}).items()],
             custom_metadata=dict(metadata) if metadata else None,
         )
         while True:
@@ -304,12 +375,12 @@ class LandedTable:
                     self._table,
                     rows,
                     mode="append",
-                    writer_properties=self._properties,
+                    writer_properties=self.shape.properties,
                     commit_properties=properties,
                 )
             except CommitFailedError as refusal:
                 log.warning("commit refused: %s", refusal)
-                self._table = self._lake.open(READINGS)
+                self._table = self._lake.open(self.shape.name)
                 self._require_own_positions()
                 continue
             self.positions.update(moved)
@@ -340,9 +411,9 @@ class LandedTable:
             return []
         self._commits = 0
         done = []
-        for day, target in self._plan.chosen(live_files(self._table), self._touched):
+        for day, target in self._plan.chosen(live_files(self._table, self.shape.day), self._touched):
             self._table.optimize.compact(
-                partition_filters=[(PARTITION_COLUMN, "=", str(day))],
+                partition_filters=[(self.shape.day, "=", str(day))],
                 target_size=target,
                 writer_properties=writer_properties(),
             )
@@ -357,32 +428,21 @@ class LandedTable:
         """Deletes files that no version of the last ``TOMBSTONES_KEPT`` names, those of killed writers too."""
         return len(self._table.vacuum(dry_run=False, full=True))
 
+    def forget_before(self, day: date) -> int:
+        """Removes the rows of days before ``day``; returns how many files went. The next vacuum deletes them."""
+        old = live_files(self._table, self.shape.day).filter(pl.col("day") < day).height
+        if old:
+            self._require_own_positions()
+            self._table.delete(f"{self.shape.day} < '{day.isoformat()}'")
+        return old
 
-def live_files(table: DeltaTable) -> pl.DataFrame:
-    """The table's live files: columns day, size (bytes)."""
+
+def live_files(table: DeltaTable, day: str = PARTITION_COLUMN) -> pl.DataFrame:
+    """The table's live files: columns day (its partition column), size (bytes)."""
     files = pa.table(table.get_add_actions(flatten=True))
     return pl.DataFrame(
-        {"day": files[f"partition.{PARTITION_COLUMN}"].to_pylist(), "size": files["size_bytes"].to_pylist()},
+        {"day": files[f"partition.{day}"].to_pylist(), "size": files["size_bytes"].to_pylist()},
         schema={"day": pl.Date, "size": pl.Int64},
-    )
-
-
-def _landing_properties() -> WriterProperties:
-    """Parquet settings for files that are compacted soon: cheap to write. Dictionaries only where values repeat."""
-    return WriterProperties(
-        compression="LZ4_RAW",
-        default_column_properties=ColumnProperties(dictionary_enabled=False, statistics_enabled="NONE"),
-        column_properties={
-            **{name: ColumnProperties(dictionary_enabled=True, statistics_enabled="NONE") for name in _REPEATING},
-            **{
-                name: ColumnProperties(dictionary_enabled=False, statistics_enabled="CHUNK")
-                for name in ("event_time", "offset", "replay_of")
-            },
-            **{
-                name: ColumnProperties(dictionary_enabled=True, statistics_enabled="CHUNK")
-                for name in ("partition", "append_time", "ingest_time")
-            },
-        },
     )
 
 
@@ -507,6 +567,30 @@ class _Prepared:
     clocks: pl.DataFrame
 
 
+class Companion(Protocol):
+    """What works beside the landing of readings, on threads of its own, for as long as the run holds the lease."""
+
+    def start(self) -> None:
+        """Begins; called once, when the lease is held."""
+
+    def check(self) -> None:
+        """Raises what has made it end."""
+
+    @property
+    def quiet(self) -> bool:
+        """Whether it has nothing to do: the run may end for want of readings."""
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it does not come back from a step: then the lease is no longer renewed."""
+
+    def stop(self, *, finish: bool = False) -> None:
+        """Asks it to end after what it is doing; ``finish``: when everything that is there has been done."""
+
+    def ended(self, timeout_s: float) -> bool:
+        """Waits at most ``timeout_s`` for its end; says whether it has come."""
+
+
 class Landing:
     """One landing run.
 
@@ -517,6 +601,8 @@ class Landing:
         stop: set it from another thread or a signal handler to end after the current batch.
         on_commit: called after each commit, in the thread that called ``run``.
         wanted: asked every 10 s; when it says no, the run ends after the current batch.
+        companion: works beside it. Its fault is the run's fault, and the run ends for want of readings only when it is
+            quiet.
     """
 
     def __init__(
@@ -528,8 +614,10 @@ class Landing:
         stop: threading.Event | None = None,
         on_commit: Callable[[Progress], None] | None = None,
         wanted: Callable[[], bool] | None = None,
+        companion: Companion | None = None,
     ) -> None:
         self._settings = settings
+        self._companion = companion
         self._run_id = run_id
         self._once = once
         self._stop = stop or threading.Event()
@@ -564,7 +652,7 @@ class Landing:
             report = LandingReport(facts.cluster_id, facts.topic_id)
             watermarks = self._watcher.watermarks(facts.partitions)
             points = start_points(self._table.positions, watermarks)
-            if fault := _fault(points):
+            if fault := fault_of(points):
                 raise fault
             loading = decoder.submit(self._timed, "clocks", self._load_clocks)
             self._await(loading, lease)
@@ -575,11 +663,14 @@ class Landing:
             report.positions = dict(points.positions)
             goal = {number: high for number, (_, high) in watermarks.items()} if self._once else None
             pending: deque[Future[Progress]] = deque()
+            if self._companion is not None:
+                self._companion.start()
             try:
                 report.ended = self._loop(lease, (decoder, committer), pending, report, goal)
                 while pending:
                     self._await(pending[0], lease)
                     self._settle(pending, report, lease)
+                self._dismiss(lease, finish=self._once)
             except TopicChanged as change:
                 report.ended = str(change)
             except OffsetLost as loss:
@@ -590,6 +681,7 @@ class Landing:
                     future.cancel()
                 decoder.shutdown(wait=True, cancel_futures=True)
                 committer.shutdown(wait=True, cancel_futures=True)
+                self._dismiss(lease, finish=False, checked=False)
             self._save_clocks()
             report.seconds = time.monotonic() - begun
             return report
@@ -651,11 +743,13 @@ class Landing:
     def _reason_to_end(
         self, now: float, started: float, last_message: float, growing: MessageBatch, pending: deque[Future[Progress]]
     ) -> str:
+        if self._companion is not None:
+            self._companion.check()
         if self._stop.is_set():
             return "stopped"
         if now - started >= self._settings.stream_max_seconds:
             return "time is up"
-        quiet = not len(growing) and not pending
+        quiet = not len(growing) and not pending and (self._companion is None or self._companion.quiet)
         if quiet and not self._once and now - last_message >= self._settings.stream_idle_seconds:
             return "idle"
         return ""
@@ -676,6 +770,17 @@ class Landing:
             report.positions.update({n: place for n, place in self._table.positions.items() if place is not None})
             if self._on_commit is not None:
                 self._on_commit(progress)
+
+    def _dismiss(self, lease: Lease, *, finish: bool, checked: bool = True) -> None:
+        """Ends the companion; what made it end by itself is raised, unless the run ends by a fault already."""
+        if self._companion is None:
+            return
+        self._companion.stop(finish=finish)
+        while not self._companion.ended(BEAT_EVERY_S):
+            if not self._stuck():
+                lease.beat()
+        if checked:
+            self._companion.check()
 
     def _await(self, future: Future[Any], lease: Lease) -> None:
         while not future.done():
@@ -700,6 +805,8 @@ class Landing:
             self._step = None
 
     def _stuck(self) -> bool:
+        if self._companion is not None and self._companion.stuck:
+            return True
         step = self._step
         return step is not None and time.monotonic() - step[1] > STEP_BUDGET_S[step[0]]
 
@@ -842,7 +949,7 @@ class Landing:
     def _explained(self, loss: OffsetLost) -> SmokeError:
         facts = _facts(self._settings, self._watcher)
         points = start_points(self._table.positions, self._watcher.watermarks(facts.partitions))
-        return _fault(points) or loss
+        return fault_of(points) or loss
 
 
 def _facts(settings: Settings, watcher: TopicWatcher) -> TopicFacts:
@@ -899,17 +1006,23 @@ def accept_loss(settings: Settings) -> tuple[OffsetRange, ...]:
     with Lease(lease_path(settings), f"accept-loss-{os.getpid()}"):
         watcher = TopicWatcher(settings.brokers, settings.topic_readings)
         facts = _facts(settings, watcher)
-        table = LandedTable(Lake(settings.lake), facts)
-        points = start_points(table.positions, watcher.watermarks(facts.partitions))
-        if points.beyond:
-            fault = _fault(points)
-            raise fault if fault is not None else AssertionError
-        if points.lost:
-            lost = [{"partition": r.partition, "first": r.first, "end": r.end} for r in points.lost]
-            note = {"smoke_accepted_loss": json.dumps({"topic_id": facts.topic_id, "ranges": lost})}
-            moved = {each.partition: each.end for each in points.lost}
-            table.commit(READINGS_SCHEMA.empty_table(), moved, note)
-        return points.lost
+        return give_up_lost(LandedTable(Lake(settings.lake), facts), facts, watcher)
+
+
+def give_up_lost(
+    table: LandedTable, facts: TopicFacts, watcher: TopicWatcher, what: str = "readings"
+) -> tuple[OffsetRange, ...]:
+    """``accept_loss`` for one table whose lease the caller holds; ``what`` names its messages."""
+    points = start_points(table.positions, watcher.watermarks(facts.partitions))
+    if points.beyond:
+        fault = fault_of(points, what)
+        raise fault if fault is not None else AssertionError
+    if points.lost:
+        lost = [{"partition": r.partition, "first": r.first, "end": r.end} for r in points.lost]
+        note = {"smoke_accepted_loss": json.dumps({"topic_id": facts.topic_id, "ranges": lost})}
+        moved = {each.partition: each.end for each in points.lost}
+        table.commit(table.shape.schema.empty_table(), moved, note)
+    return points.lost
 
 
 @dataclass(frozen=True, slots=True)
