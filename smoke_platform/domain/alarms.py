@@ -182,6 +182,7 @@ class AlarmRecord(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True)
         command_id: of that command.
         verdict: the operator's latest, if any.
         site, room: from the device registry.
+        holds: whether the condition is taken to hold, its off-delay included; followed while shelved or disabled too.
     """
 
     device_id: str
@@ -211,6 +212,7 @@ class AlarmRecord(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True)
     site: str = ""
     room: str = ""
     evidence: Evidence = Evidence()
+    holds: bool = False
     version: int = RECORD_VERSION
 
     @property
