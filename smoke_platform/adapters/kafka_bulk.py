@@ -7,10 +7,12 @@ are committed with the rows; no consumer group stores an offset here).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -150,6 +152,25 @@ class TopicWatcher:
         except (TimeoutError, FutureTimeoutError):
             raise KafkaUnreachable(f"the broker {self._brokers} does not answer") from None
         return {partition: (ends[0][partition], ends[1][partition]) for partition in partitions}
+
+    def offsets_at(self, partitions: Sequence[int], moment: datetime, timeout_s: float = 10.0) -> dict[int, int]:
+        """Partition -> first offset that was appended at this moment or later; without those that have none.
+
+        Raises:
+            KafkaUnreachable: when the broker does not answer within ``timeout_s``.
+        """
+        from confluent_kafka.admin import OffsetSpec
+
+        places = [TopicPartition(self.topic, partition) for partition in partitions]
+        spec = OffsetSpec.for_timestamp(max(0, math.floor(moment.timestamp() * 1000)))
+        try:
+            asked = self._admin.list_offsets(dict.fromkeys(places, spec), request_timeout=timeout_s)
+            found = {place.partition: answer.result(timeout_s).offset for place, answer in asked.items()}
+        except KafkaException as error:
+            raise KafkaUnreachable(f"the broker {self._brokers} does not answer: {error.args[0].str()}") from None
+        except (TimeoutError, FutureTimeoutError):
+            raise KafkaUnreachable(f"the broker {self._brokers} does not answer") from None
+        return {partition: offset for partition, offset in found.items() if offset >= 0}
 
 
 class BulkConsumer:
