@@ -101,6 +101,7 @@ ALARM_COLUMNS: Columns = {
     "position": pl.Int64(),
     "command_offset": pl.Int64(),
     "acknowledged": pl.Boolean(),
+    "holds": pl.Boolean(),
     "event_time": _TIME,
     "at": _TIME,
     "raised_event_time": _TIME,
