@@ -696,6 +696,8 @@ class Post:
                 message.under_way = False
             if name in self.plan.channels:
                 self._buckets[name] = dict(state.buckets)
+                if URGENT in self._buckets[name]:
+                    self._buckets[name][URGENT].last = None  # the restart has cost time; no fire waits longer for it
                 self._messages[name] = {message.message_id: message for message in state.messages}
                 self._where[name] = {
                     note.key: group for group, bucket in state.buckets for note in bucket.notes.values()

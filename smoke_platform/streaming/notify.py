@@ -44,8 +44,9 @@ log = logging.getLogger(__name__)
 GROUP = "smoke-notify"
 #: The loop looks at its clock at least this often.
 TICK_S = 0.1
-#: What was read is saved and committed this often, also when nothing is sent.
+#: What was read is saved and committed this often, also when nothing is sent; less often where saving takes long.
 SAVE_EVERY_S = 2.0
+SHARE_OF_SAVING = 0.05
 #: After a restart no message is made before what was missed is read, so that alarms that were acknowledged meanwhile
 #: are not told; but a critical alarm does not wait longer for it.
 LONGEST_CATCH_UP_S = 3.0
@@ -282,6 +283,9 @@ class Notifier:
         self._positions: dict[int, int] = {}
         self._topic_id = ""
         self._saved_at = 0.0
+        self._save_pause_s = SAVE_EVERY_S
+        self._changed = False
+        self._committed: dict[Any, Any] = {}
         self._first = False
         self._dispatcher = Dispatcher(self._post, channels or {}, self._drawer, words_for(settings), self._save)
 
@@ -386,6 +390,7 @@ class Notifier:
                     polled = {}
                     ends = consumer.end_offsets(list(assigned))
                     self._seek(consumer, assigned)
+                    log.info("reads %d partitions of %s", len(assigned), self._topic)
                     began, caught_up = time.monotonic(), False
             for where, records in polled.items():
                 for record in records:
@@ -393,6 +398,7 @@ class Notifier:
                 # After a rebalance the client may begin at the committed position again: known records are ignored.
                 read = records[-1].offset + 1
                 self._positions[where.partition] = max(read, self._positions.get(where.partition, 0))
+                self._changed = True
             if assigned and not caught_up:
                 behind = any(consumer.position(each) < end for each, end in ends.items())
                 limit = LONGEST_FIRST_READ_S if self._first else LONGEST_CATCH_UP_S
@@ -405,10 +411,13 @@ class Notifier:
                         self._save()
                     log.info("caught up with %s", self._topic)
             self._dispatcher.step(form=caught_up)
-            if now - self._saved_at >= SAVE_EVERY_S and assigned and not self._first:
-                self._save()
+            if now - self._saved_at >= self._save_pause_s and assigned and not self._first:
+                self._saved_at = now
+                if self._changed:
+                    self._save()
                 offsets = self._committable()
-                consumer.commit_async(offsets, callback=_note_commit)
+                if offsets != self._committed:
+                    consumer.commit_async(offsets, callback=self._note_commit)
             self._show(consumer, assigned, caught_up=caught_up)
 
     def _seek(self, consumer: Any, assigned: set[Any]) -> None:
@@ -449,9 +458,17 @@ class Notifier:
     def _save(self) -> None:
         if self._first or not self._topic_id:
             return  # the first read is not finished; after a crash it is the first again
-        now = time.time()
+        now, began = time.time(), time.monotonic()
         self._drawer.save(self._post.snapshot(self._topic_id, self._positions, now))
-        self._saved_at = now
+        self._saved_at, self._changed = now, False
+        self._save_pause_s = max(SAVE_EVERY_S, (time.monotonic() - began) / SHARE_OF_SAVING)
+
+    def _note_commit(self, offsets: Any, answer: Any) -> None:
+        if isinstance(answer, Exception):
+            # The saved state is what a restart goes by; the commit is its fallback and is tried again.
+            log.warning("positions could not be committed: %s", answer)
+        else:
+            self._committed = dict(offsets)
 
     def _show(self, consumer: Any, assigned: set[Any], *, caught_up: bool) -> None:
         standing = self.standing
@@ -471,12 +488,6 @@ class Notifier:
             standing.state, standing.detail = "failing", f"channels that do not accept: {', '.join(failing)}"
         else:
             standing.state, standing.detail = "running", ""
-
-
-def _note_commit(_offsets: Any, answer: Any) -> None:
-    if isinstance(answer, Exception):
-        # The saved state is what a restart goes by; the commit is its fallback and is tried again.
-        log.warning("positions could not be committed: %s", answer)
 
 
 class _Server:

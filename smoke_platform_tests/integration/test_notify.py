@@ -369,6 +369,45 @@ def test_a_second_notifier_is_refused(webhook: Webhook, alarms: Alarms, running:
     assert "another" in str(second.error)
 
 
+def test_it_survives_an_outage_of_the_broker(
+    tmp_path: Path,
+    webhook: Webhook,
+    settings_for: Callable[..., Settings],
+    free_port: Callable[[], int],
+    cache_dir: Path,
+) -> None:
+    """After the broker's restart, fires would be told to nobody."""
+    own = EmbeddedBroker(tmp_path / "broker", free_port(), free_port(), cache_dir)
+    own.prepare()
+    settings = settings_for(
+        tmp_path, KAFKA_BOOTSTRAP_SERVERS=own.bootstrap_servers, SMOKE_NOTIFY_URLS=f"ops={webhook.url}"
+    )
+    stop = threading.Event()
+    notifier = Notifier(settings, stop=stop)
+    program = threading.Thread(target=notifier.run, daemon=True)
+    program.start()  # before the broker, as all programs of the platform start together
+    try:
+        wait_for(lambda: "no Kafka broker" in notifier.standing.detail)
+        own.start()
+        with Cluster(own.bootstrap_servers) as cluster:
+            cluster.create([TopicSpec(ALARMS, 2, 1, {"cleanup.policy": "compact"})])
+        alarms = Alarms(own.bootstrap_servers, ALARMS)
+        wait_for(lambda: notifier.standing.state == "running")
+        alarms.write(record("before"))
+        wait_for(lambda: len(webhook.received) == 1)
+        own.kill()
+        own.start()
+        alarms.write(record("after"))
+        wait_for(lambda: len(webhook.received) == 2)
+        assert "after" in webhook.titles()[1]
+        alarms.close()
+    finally:
+        stop.set()
+        program.join(30)
+        own.stop()
+    assert not program.is_alive()
+
+
 # -- the dispatcher alone ------------------------------------------------------------------------------------
 class Clock:
     """A clock that the test sets."""

@@ -401,7 +401,8 @@ class World:
             while message := self.box.next_urgent(channel, self.now) or self.box.next_other(channel, self.now):
                 self.box.begin(message)
                 for note in message.notes:
-                    self.critical_since.pop((channel, note.alarm_id), None)
+                    since = self.critical_since.pop((channel, note.alarm_id), self.now)
+                    assert self.now - since <= CRITICAL_LIMIT_S
                 taken = self.chance.random() >= self.failing
                 if taken or self.chance.random() < 0.3:  # accepted, but the answer may be lost
                     self.received[(channel, message.group)].append((self.now, message.message_id))
