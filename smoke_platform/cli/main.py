@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "produce": ("produce", "produce", "Send readings: from a CSV file, a simulator or standard input."),
     "detect": ("detect", "detect", "Raise alarms from the readings as they arrive."),
     "alarms": ("alarms", "alarms", "See the alarms, acknowledge and silence them, follow them live."),
+    "mqtt-bridge": ("mqtt", "mqtt_bridge", "Take readings from an MQTT broker into Kafka."),
     "land": ("landing", "land", "Show, pause, resume or run the landing of readings in the lake."),
     "devices": ("devices", "devices", "List, show, set and import what is known of the devices."),
     "dlq": ("dlq", "dlq", "List, show and replay the messages that were no readings."),

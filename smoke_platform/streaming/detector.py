@@ -1,0 +1,522 @@
+"""The detector: reads every reading as it arrives and writes the alarms that follow from it.
+
+Belongs here: the loop around ``domain.detection``: group membership, what is given up and put back at a rebalance, when
+state is saved, when a device may be called silent. Does not: what an alarm is (``domain``), the messages of the state
+topic (``adapters.detector_state``), what is counted (``streaming.detector_metrics``).
+
+One thread does it all but the sending, since an alarm that waits for a lock is late. An alarm is durable when the
+broker has acknowledged its record; a device's state is saved only when every record that it has led to is.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition, errors
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+from kafka.structs import OffsetAndMetadata
+
+from smoke_platform.adapters.detector_state import Checkpoint, StateReader, decode_checkpoint, encode_checkpoint
+from smoke_platform.adapters.device_registry import DeviceRegistry
+from smoke_platform.adapters.kafka import ensure_topics
+from smoke_platform.adapters.kafka_bulk import KafkaUnreachable
+from smoke_platform.adapters.scorer import ChampionWatcher
+from smoke_platform.domain.alarms import decode_command
+from smoke_platform.domain.detection import Batch, Engine
+from smoke_platform.domain.devices import Device
+from smoke_platform.domain.errors import SmokeError
+from smoke_platform.domain.topics import ALARM_COMMANDS
+from smoke_platform.settings import Settings
+from smoke_platform.streaming.detector_metrics import DetectorMetrics
+from smoke_platform.streaming.detector_output import FAREWELL_S, Outputs
+
+log = logging.getLogger(__name__)
+
+#: A member that is not heard of for this long loses its partitions; a restarted one of the same name has them at once.
+SESSION_TIMEOUT_S = 6.0
+#: Messages of one poll. More would let the first of them wait for the last while a backlog is worked off.
+POLL_MESSAGES = 2_000
+#: The loop looks after everything but readings this often.
+TICK_S = 0.05
+SWEEP_S = 0.2
+REGISTRY_S = 1.0
+#: The broker is asked for the log's ends this often; an answer also shows that silence is not its own.
+PROBE_S = 0.5
+#: An answer that takes longer counts as none.
+SLOW_ANSWER_S = 1.0
+#: Without any saved state readings are taken from this long ago: a fire that has just begun is not missed.
+LOOK_BACK_S = 900.0
+#: How the broker answers a fetch: with few readings at once, with many together. Each answer costs this process about a
+#: millisecond whatever it holds; at thousands of readings a second single ones would keep it from everything else.
+_FETCH_CALM = {"fetch_min_bytes": 1, "fetch_max_wait_ms": 200}
+_FETCH_BUSY = {"fetch_min_bytes": 65_536, "fetch_max_wait_ms": 2}
+#: Readings a second from which on, and below which, the one or the other is chosen.
+BUSY_FROM, CALM_BELOW = 1_500.0, 750.0
+
+
+class Detector:
+    """One replica.
+
+    Args:
+        settings: which broker, model and registry.
+        member: name in the group; two replicas must not share one.
+        trace: a file that gets a line for each alarm whose raising was acknowledged: partition and offset of the
+            causing reading, and the moment in nanoseconds since the epoch. For benchmarks.
+    """
+
+    def __init__(self, settings: Settings, member: str, *, trace: Path | None = None) -> None:
+        self._settings = settings
+        self._member = member
+        self._stop = threading.Event()
+        self.metrics = DetectorMetrics()
+        self._trace = trace
+        self._listening: dict[int, float] = {}
+        self._held: dict[int, _Held] = {}
+        self._busy = False
+
+    def stop(self) -> None:
+        """Asks ``run`` to end; safe from a signal's handler."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Detects until ``stop``.
+
+        Raises:
+            SmokeError: where waiting does not help, such as another replica of the same name.
+        """
+        sys.setswitchinterval(0.0005)
+        settings = self._settings
+        with ChampionWatcherSoon(settings.models_dir) as champion:
+            self._champion = champion
+            self._reader = self._connect()
+            topic_id = self._reader.topic_id()
+            self._engine = Engine(topic_id)
+            with (
+                Outputs(settings, self.metrics, self._trace, self._stop) as self._out,
+                DeviceRegistry(settings) as self._registry,
+                _Probe(self._reader) as self._probe,
+            ):
+                self._known_registry = -1
+                consumer = self._consumer()
+                try:
+                    self._loop(consumer)
+                    self._farewell(consumer)
+                except errors.FencedInstanceIdError:
+                    raise SmokeError(
+                        f"another detector has joined under the name {self._member}",
+                        "give each replica a name of its own: SMOKE_DETECTOR_MEMBER or --member",
+                    ) from None
+                finally:
+                    # A static member keeps its partitions: a restart within the session's time moves nothing.
+                    consumer.close(autocommit=False, timeout_ms=2_000)
+
+    # -- connecting --------------------------------------------------------------------------------------
+
+    def _connect(self) -> StateReader:
+        """Waits for the broker and for the topics."""
+        reader = StateReader(self._settings.brokers, self._settings.topic_readings)
+        told = False
+        while not self._stop.is_set():
+            try:
+                if missing := reader.missing():
+                    log.info("making the topics %s", ", ".join(missing))
+                    ensure_topics(self._settings)
+                return reader
+            except SmokeError as error:
+                if not told:
+                    log.warning("waiting for Kafka: %s", error)
+                    told = True
+                self.metrics.state = "waiting"
+                self._stop.wait(0.2)
+        raise SmokeError("stopped before any broker answered")
+
+    def _consumer(self) -> KafkaConsumer:
+        settings = self._settings
+        consumer = KafkaConsumer(
+            bootstrap_servers=settings.brokers.split(","),
+            client_id=f"smoke-detector-{self._member}",
+            group_id=f"smoke-detector-{settings.topic_readings}",
+            group_instance_id=self._member,
+            # Both topics have the same partitions, so that ranges give a device's readings and commands to one member.
+            partition_assignment_strategy=[RangePartitionAssignor],
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            session_timeout_ms=round(SESSION_TIMEOUT_S * 1000),
+            heartbeat_interval_ms=1_500,
+            max_poll_records=POLL_MESSAGES,
+            max_poll_interval_ms=300_000,
+            **_FETCH_CALM,
+            max_partition_fetch_bytes=1024 * 1024,
+            reconnect_backoff_ms=20,
+            reconnect_backoff_max_ms=500,
+            retry_backoff_ms=50,
+            check_crcs=True,
+            allow_auto_create_topics=False,
+            metrics_enabled=False,
+        )
+        self._group = _Listener(lambda: self._out.alarms.flush(30.0))
+        consumer.subscribe([settings.topic_readings, ALARM_COMMANDS], listener=self._group)
+        self._kafka = consumer
+        return consumer
+
+    # -- partitions --------------------------------------------------------------------------------------
+
+    def lost(self) -> None:
+        """The group went on without this member: others hold the partitions, so nothing known of them counts."""
+        for partition in self._engine.partitions:
+            self._let_go(partition)
+
+    def assigned(self, places: Sequence[TopicPartition]) -> None:
+        """After a rebalance: lets go what others have, keeps what stayed, puts back what is new."""
+        readings = {place.partition for place in places if place.topic == self._settings.topic_readings}
+        commands = {place.partition for place in places if place.topic == ALARM_COMMANDS}
+        if readings != commands:
+            raise SmokeError(
+                f"the partitions of {self._settings.topic_readings} and {ALARM_COMMANDS} are not the same ones",
+                "run `smoke topics list`: both must have the same number of partitions",
+            )
+        for partition in set(self._engine.partitions) - readings:
+            self._let_go(partition)
+        fresh = sorted(readings - set(self._engine.partitions))
+        if fresh:
+            self._put_back(fresh)
+        for partition in readings:
+            self._kafka.seek(self._place(partition), self._engine.newest(partition) + 1)
+            self._kafka.seek(TopicPartition(ALARM_COMMANDS, partition), self._held[partition].commands_position)
+        self._out.begin_snapshots(sorted(readings))
+        self._probe.partitions = sorted(readings)
+
+    def _let_go(self, partition: int) -> None:
+        self._engine.drop_partition(partition)
+        self._held.pop(partition, None)
+        self._listening.pop(partition, None)
+
+    def _put_back(self, partitions: list[int]) -> None:
+        self.metrics.state = "restoring"
+        began = time.monotonic()
+        for partition in partitions:
+            self._engine.add_partition(partition)
+        restored = self._reader.restore(self._engine, {number: self._checkpoint(number) for number in partitions})
+        for partition, found in restored.items():
+            position = found.position
+            if position is None:
+                position = self._first_position(partition)
+            if found.lost:
+                log.warning(
+                    "partition %d: %d readings were deleted from the log before they were judged", partition, found.lost
+                )
+            self._engine.start_at(partition, position)
+            self._held[partition] = _Held(found.commands)
+            self._out.found_chunks(partition, found.chunks)
+            self._out.alarms.start_at(partition, found.alarms)
+        seconds = time.monotonic() - began
+        self.metrics.restored(seconds, sum(found.devices for found in restored.values()))
+        log.info(
+            "partitions %s: %d devices and %d alarm records put back in %.2f s",
+            ", ".join(map(str, partitions)),
+            sum(found.devices for found in restored.values()),
+            sum(found.records for found in restored.values()),
+            seconds,
+        )
+
+    def _checkpoint(self, partition: int) -> Checkpoint | None:
+        committed = self._kafka.committed(self._place(partition), metadata=True)
+        if committed is None or not committed.metadata:
+            return None
+        return decode_checkpoint(committed.metadata, self._engine.topic_id)
+
+    def _first_position(self, partition: int) -> int:
+        place = self._place(partition)
+        since = round((time.time() - LOOK_BACK_S) * 1000)
+        found = self._kafka.offsets_for_times({place: since})[place]
+        return int(found.offset) if found is not None else int(self._kafka.end_offsets([place])[place])
+
+    def _place(self, partition: int) -> TopicPartition:
+        return TopicPartition(self._settings.topic_readings, partition)
+
+    # -- the loop ----------------------------------------------------------------------------------------
+
+    def _loop(self, consumer: KafkaConsumer) -> None:
+        readings = self._settings.topic_readings
+        next_tick = 0.0
+        # What was made until here stays: the collector need not look through it while readings wait.
+        gc.collect()
+        gc.freeze()
+        while not self._stop.is_set():
+            fetched = consumer.poll(timeout_ms=round(TICK_S * 1000))
+            if self._group.news:
+                # What was fetched meanwhile begins at other positions than the state that is put back now.
+                news, self._group.news = self._group.news, []
+                for change in news:
+                    change(self)
+                continue
+            batch = Batch()
+            for place, messages in fetched.items():
+                if place.topic == readings:
+                    _append(batch, place.partition, messages)
+                else:
+                    self._held[place.partition].commands.extend(messages)
+            if batch.values:
+                self._judge(batch)
+            now = time.monotonic()
+            if now >= next_tick:
+                next_tick = now + TICK_S
+                self._tick(now)
+
+    def _judge(self, batch: Batch) -> None:
+        began = time.perf_counter()
+        scorer = self._champion.current
+        outcome = self._engine.take(batch, scorer)
+        for record in outcome.records:
+            self._out.alarms.publish(record)
+        if len(outcome.offsets):
+            self._out.add_predictions(outcome, self._engine.topic_id, scorer)
+        self.metrics.judged(outcome, time.perf_counter() - began, batch.append_times_ms)
+
+    def _tick(self, now: float) -> None:
+        self._obey()
+        self._out.tick(now, self._engine, {number: held.commands_position for number, held in self._held.items()})
+        if self._due("sweep", now, SWEEP_S):
+            self._listen()
+            self._sweep()
+        if self._due("registry", now, REGISTRY_S):
+            self._follow_registry()
+            self.metrics.observe(self._engine, self._champion, self._probe.lag(self._engine))
+            self._pace(self.metrics.recent_per_second)
+        if checkpoints := self._out.whole_snapshot():
+            self._commit(checkpoints)
+
+    def _pace(self, per_second: float) -> None:
+        """Asks the broker for readings singly or together, as their rate suggests."""
+        if per_second >= BUSY_FROM and not self._busy:
+            self._busy = True
+        elif per_second < CALM_BELOW and self._busy:
+            self._busy = False
+        else:
+            return
+        # The client reads these anew for each request, but has no public way to change them.
+        self._kafka._fetcher.config.update(_FETCH_BUSY if self._busy else _FETCH_CALM)
+
+    def _due(self, what: str, now: float, every_s: float) -> bool:
+        times: dict[str, float] = self.__dict__.setdefault("_times", {})
+        if now < times.get(what, 0.0):
+            return False
+        times[what] = now + every_s
+        return True
+
+    def _obey(self) -> None:
+        for partition, held in self._held.items():
+            while held.commands and not self._engine.replaying(partition):
+                message = held.commands.popleft()
+                try:
+                    command = decode_command(message.value or b"")
+                except SmokeError as error:
+                    log.warning(
+                        "command at offset %d of partition %d is left out: %s", message.offset, partition, error
+                    )
+                else:
+                    for record in self._engine.obey(partition, message.offset, command, message.timestamp / 1000.0):
+                        self._out.alarms.publish(record)
+                held.commands_position = message.offset + 1
+
+    def _listen(self) -> None:
+        """Notes since when each partition has been read to its end while the broker answered."""
+        if not self._probe.answers:
+            self._listening.clear()
+            self.metrics.state = "waiting"
+            return
+        now = time.time()
+        for partition, end in self._probe.ends.items():
+            if partition not in self._held:
+                continue
+            if self._engine.newest(partition) + 1 < end or self._engine.replaying(partition):
+                # Behind: what was appended meanwhile may be from any device. The probe's view may be old by half a
+                # second, in which a live stream moves on, so that only a real backlog ends listening.
+                if end - self._engine.newest(partition) - 1 > self.metrics.recent_per_second:
+                    self._listening.pop(partition, None)
+            else:
+                self._listening.setdefault(partition, now)
+        self.metrics.state = "running" if self._held else "waiting"
+
+    def _sweep(self) -> None:
+        now = time.time()
+        if self._engine.overdue(now, self._listening) and not self._confirmed():
+            return
+        for record in self._engine.sweep(now, self._listening):
+            self._out.alarms.publish(record)
+
+    def _confirmed(self) -> bool:
+        """Asks the broker, before anyone is called silent, whether there is nothing left to be read of them."""
+        try:
+            ends = self._reader.ends(sorted(self._listening))
+        except KafkaUnreachable:
+            self._listening.clear()
+            return False
+        behind = [number for number, end in ends.items() if self._engine.newest(number) + 1 < end]
+        return not behind
+
+    def _follow_registry(self) -> None:
+        if self._registry.version != self._known_registry:
+            self._known_registry = self._registry.version
+            self._engine.use_registry(self._registry.devices())
+        if self._registry.ready:
+            moment = time.time()
+            fresh = self._engine.new_devices().items()
+            entries = [Device(device_id=name, sensors=sensors, updated_at=moment) for name, sensors in fresh]
+            self._out.register(self._registry, entries)
+
+    def _commit(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        """Tells the group where a restart begins."""
+        self._kafka.commit_async(
+            {
+                self._place(number): OffsetAndMetadata(found.position, encode_checkpoint(found), -1)
+                for number, found in checkpoints.items()
+                if number in self._held
+            }
+        )
+
+    def _farewell(self, consumer: KafkaConsumer) -> None:
+        """A clean end saves everything, so that the next start has nothing to replay."""
+        deadline = time.monotonic() + FAREWELL_S
+        try:
+            self._out.alarms.flush(FAREWELL_S)
+            self._out.begin_snapshots(self._engine.partitions)
+            checkpoints: dict[int, Checkpoint] = {}
+            while not checkpoints and self._engine.partitions and time.monotonic() < deadline:
+                commands = {number: held.commands_position for number, held in self._held.items()}
+                self._out.tick(time.monotonic(), self._engine, commands, everything=True)
+                checkpoints = self._out.whole_snapshot()
+            if checkpoints:
+                self._commit(checkpoints)
+                consumer.poll(timeout_ms=0)
+        except SmokeError as error:
+            log.warning("ended without a last snapshot: %s", error)
+
+
+class _Held:
+    """What is kept of a partition beside the engine's state."""
+
+    __slots__ = ("commands", "commands_position")
+
+    def __init__(self, commands_position: int) -> None:
+        self.commands_position = commands_position
+        self.commands: deque[Any] = deque()
+
+
+def _append(batch: Batch, partition: int, messages: Sequence[Any]) -> None:
+    batch.values += [message.value for message in messages]
+    batch.keys += [message.key for message in messages]
+    batch.partitions += [partition] * len(messages)
+    batch.offsets += [message.offset for message in messages]
+    batch.append_times_ms += [message.timestamp for message in messages]
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # the package ships no types
+    """Notes the group's decisions. The client calls it on a thread that must not wait for the client itself, so that
+    what follows from them is done after ``poll``, by the loop."""
+
+    def __init__(self, flush: Callable[[], None]) -> None:
+        self._flush = flush
+        self.news: list[Callable[[Detector], None]] = []
+
+    def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
+        if revoked:
+            # Whoever gets a partition next must find every record of it. The alarms have a client of their own.
+            self._flush()
+
+    def on_partitions_lost(self, lost: Sequence[TopicPartition]) -> None:
+        self.news.append(lambda detector: detector.lost())
+
+    def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
+        places = list(assigned)
+        self.news.append(lambda detector: detector.assigned(places))
+
+
+class ChampionWatcherSoon:
+    """A champion watcher that is made in a thread of its own, since the model's runtime takes a while to load.
+
+    Until it is there, the rules alone decide; a restart in the middle of a fire does not wait for the model.
+    """
+
+    def __init__(self, models_dir: Path) -> None:
+        self._models_dir = models_dir
+        self._watcher: ChampionWatcher | None = None
+        self._thread = threading.Thread(target=self._make, name="champion", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.join(10.0)
+        if self._watcher is not None:
+            self._watcher.stop()
+
+    def _make(self) -> None:
+        self._watcher = ChampionWatcher(self._models_dir).start()
+
+    @property
+    def watcher(self) -> ChampionWatcher | None:
+        return self._watcher
+
+    @property
+    def current(self) -> Any:
+        """The model to score with, ``None`` while there is none."""
+        return None if self._watcher is None else self._watcher.current
+
+
+class _Probe:
+    """Asks the broker for the readings' ends again and again, in a thread of its own.
+
+    Attributes:
+        partitions: which ones to ask for.
+        ends: the last answer.
+        answers: whether the last question was answered.
+    """
+
+    def __init__(self, reader: StateReader) -> None:
+        self._reader = reader
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask, name="probe", daemon=True)
+        self.partitions: list[int] = []
+        self.ends: dict[int, int] = {}
+        self.answers = False
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(5.0)
+
+    def lag(self, engine: Engine) -> int:
+        """Readings that stand in the log and are not judged, as of the last answer."""
+        return sum(max(0, end - engine.newest(number) - 1) for number, end in self.ends.items())
+
+    def _ask(self) -> None:
+        while not self._stop.wait(PROBE_S):
+            partitions = self.partitions
+            if not partitions:
+                continue
+            began = time.monotonic()
+            try:
+                self.ends = self._reader.ends(partitions)
+            except KafkaUnreachable:
+                self.answers = False
+            else:
+                # An answer that came late is one for which the broker was away, and the devices' way to it as well.
+                self.answers = time.monotonic() - began < SLOW_ANSWER_S
