@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.alarms_spec import ChildSpec
 from benchmarks.alarms_work import Work
-from smoke_platform.domain.alarms import alarm_key, encode
+from smoke_platform.domain.alarms import encode
 from smoke_platform.domain.detection import Batch
 
 
@@ -37,13 +37,13 @@ def run(spec: ChildSpec) -> None:
         readings = application.topic(spec.topic, key_deserializer="bytes", value_deserializer="bytes")
         alarms = application.topic(spec.alarms, key_serializer="bytes", value_serializer="bytes")
 
-        def detect(value: bytes, key: Any, timestamp: int, _headers: Any) -> list[tuple[bytes, bytes]]:
+        def detect(value: bytes, key: Any, timestamp: int, _headers: Any) -> list[bytes]:
             context = message_context()
             batch = Batch([value], [key], [context.partition], [context.offset], [timestamp])
-            return [(alarm_key(record.device_id, record.kind), encode(record)) for record in work.take(batch)]
+            return [encode(record) for record in work.take(batch)]
 
         frame = application.dataframe(readings).apply(detect, expand=True, metadata=True)
-        frame = frame.to_topic(alarms, key=lambda pair: pair[0])
+        frame.to_topic(alarms)  # under the reading's key, the device
         application.run()
 
 

@@ -346,6 +346,8 @@ class _Bench:
         seen_file = Path(f"{child.trace}.seen")
         if what != "echo":
             _wait_for_lines(seen_file, load.fires)
+        if process.poll() is not None:
+            raise SmokeError(f"{what} ended with {process.returncode} while it was measured")
         waited_ns = time.time_ns()
         peak = int(Path(f"/proc/{process.pid}/status").read_text("ascii").split("VmHWM:")[1].split()[0]) / 1024
         process.send_signal(signal.SIGTERM)
