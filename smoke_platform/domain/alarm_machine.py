@@ -1,32 +1,33 @@
 """The life of one alarm as a pure state machine: what an observation, a command or time does to it.
 
-Belongs here: the alarm of one (device, kind) as a value, the policy of each kind, the legal transitions, the three
-functions that step an alarm and say so in records, the alarm as it is saved and put back. Does not: what makes an alarm
-(``domain.rules``, ``domain.silence``), the messages (``domain.alarms``), clocks, Kafka, who is told.
+Belongs here: the alarm of one (device, kind) as a value, the legal transitions, the three functions that step an alarm
+and tell it in records, the alarm as it is saved and put back. Does not: what makes an alarm (``domain.rules``,
+``domain.silence``), delays and limits of each kind (``domain.alarm_policies``), the messages (``domain.alarms``),
+clocks, Kafka, who is told.
 
-Each function takes an alarm and gives the alarm after it with the records to write; the same arguments give the same
+Each function takes an alarm and gives the alarm after it with the records to write. The same arguments give the same
 answer, so readings that are replayed lead to the same alarms with the same ids.
 
-States and verbs are the union of three models: ANSI/ISA-18.2-2016 (unacknowledged, acknowledged, returned to normal
-unacknowledged, latched, shelved, out of service), OPC UA part 9 (latched until a reset; a time-limited shelf), AWS IoT
-Events (active, acknowledged, snoozed, disabled, latched). ThingsBoard adds what stays beside the state: severity,
-acknowledgement and clearing are independent of one another, and comments belong to an alarm.
+States and commands are the union of what is usual. ANSI/ISA-18.2-2016: unacknowledged, acknowledged, returned to normal
+unacknowledged, latched, shelved, out of service. OPC UA part 9 (4.8, 5.8): latched until a reset, a shelf with an end.
+AWS IoT Events: active, acknowledged, snoozed, disabled, latched. ThingsBoard: severity, acknowledgement and clearing
+are independent of one another, and comments belong to an alarm.
 
 Two clocks are at work. On- and off-delays run on event time, as the device tells it, and never run backwards: an
-observation older than the newest seen counts as that one. All that people wait for (snooze, shelf, repeats, automatic
-closing) runs on ``at``, the clock of the broker's append times.
+observation older than the newest seen counts as that one. What people wait for (snooze, shelf, reminders, escalation,
+automatic closing) runs on ``at``, the clock of the broker's append times.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
+from smoke_platform.domain.alarm_policies import NEVER, POLICIES, Escalation, Policy
 from smoke_platform.domain.alarms import (
     LIVE,
     AlarmCommand,
@@ -51,6 +52,7 @@ __all__ = [
     "Observation",
     "Policy",
     "Subject",
+    "Transition",
     "obey",
     "observe",
     "pack",
@@ -59,131 +61,10 @@ __all__ = [
     "unpack",
 ]
 
-_NEVER: Final = math.inf
-_MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86_400.0
-_LOW, _MEDIUM, _HIGH, _CRITICAL = Severity
-
 #: Command ids that an alarm remembers. A producer that sends a command again does so within seconds.
 COMMANDS_REMEMBERED = 8
-
-
-# -- policies --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Escalation:
-    """An alarm that nobody acknowledges for ``after_s`` while its condition holds becomes ``to``."""
-
-    after_s: float
-    to: Severity
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How alarms of one kind behave. Times in seconds.
-
-    Attributes:
-        on_delay_s: event time for which a condition must hold before it raises an alarm.
-        off_delay_s: event time for which it must be gone before it counts as over.
-        latching: whether an alarm stays after its condition is over until it is reset by hand.
-        needs_acknowledgement: whether one that is over stays until somebody has seen it (of kinds that do not latch).
-        auto_close_s: one that is over and was not acknowledged closes by itself after this time.
-        repeats: severity -> pauses between the reminders of an alarm that is not acknowledged; none: no reminders.
-        keeps_repeating: whether the last pause goes on for ever; otherwise the reminders end with it.
-        escalations: severity -> what becomes of one that is not acknowledged.
-        longest_snooze_s: severity -> longest snooze; none: it can't be snoozed.
-        longest_shelf_s: longest shelf.
-    """
-
-    on_delay_s: float
-    off_delay_s: float
-    latching: bool
-    needs_acknowledgement: bool
-    auto_close_s: float
-    repeats: Mapping[Severity, tuple[float, ...]]
-    keeps_repeating: bool
-    escalations: Mapping[Severity, Escalation]
-    longest_snooze_s: Mapping[Severity, float]
-    longest_shelf_s: float
-
-
-def _all(seconds: float) -> Mapping[Severity, float]:
-    return dict.fromkeys(Severity, seconds)
-
-
-#: Sources. ISA-18.2 (clause 10, basic alarm design) and EEMUA 191: on- and off-delays and deadbands against chattering,
-#: off-delays of the order of a minute; shelving only with a time limit; about one alarm in ten minutes is what an
-#: operator can take, so only what needs somebody now is repeated, and ever more rarely. EN 54-2: a fire alarm stays
-#: until it is reset by hand. The figures beyond these are choices of this project.
-POLICIES: Final[Mapping[Kind, Policy]] = MappingProxyType(
-    {
-        Kind.FIRE: Policy(
-            on_delay_s=0.0,  # the rules have their own persistence
-            off_delay_s=60.0,
-            latching=True,
-            needs_acknowledgement=True,
-            auto_close_s=_NEVER,
-            repeats={
-                _HIGH: (300.0, 600.0, 1800.0, 3600.0),
-                _CRITICAL: (60.0, 60.0, 60.0, 60.0, 60.0, 300.0, 300.0, 300.0, 600.0, 1800.0, 3600.0),
-            },
-            keeps_repeating=True,  # a fire that nobody has seen must not fall silent
-            escalations={_HIGH: Escalation(300.0, _CRITICAL)},
-            longest_snooze_s={_LOW: _HOUR, _MEDIUM: _HOUR, _HIGH: 900.0, _CRITICAL: 300.0},
-            longest_shelf_s=8 * _HOUR,  # one shift
-        ),
-        Kind.SENSOR_FAULT: Policy(
-            on_delay_s=10.0,
-            off_delay_s=300.0,
-            latching=False,
-            needs_acknowledgement=True,
-            auto_close_s=_DAY,
-            repeats={_HIGH: (_HOUR, 4 * _HOUR), _CRITICAL: (_HOUR, 4 * _HOUR)},
-            keeps_repeating=False,
-            escalations={_LOW: Escalation(_DAY, _MEDIUM)},
-            longest_snooze_s=_all(_DAY),
-            longest_shelf_s=7 * _DAY,
-        ),
-        Kind.OFFLINE: Policy(
-            on_delay_s=0.0,  # a device is called silent only after two missed reports
-            off_delay_s=60.0,
-            latching=False,
-            needs_acknowledgement=True,
-            auto_close_s=_HOUR,
-            repeats={_HIGH: (_HOUR, 4 * _HOUR), _CRITICAL: (_HOUR, 4 * _HOUR)},
-            keeps_repeating=False,
-            escalations={},
-            longest_snooze_s=_all(_DAY),
-            longest_shelf_s=30 * _DAY,
-        ),
-        Kind.DATA_QUALITY: Policy(
-            # Data quality is an average over many messages, and one that is no reading has no time of its own on which
-            # a delay could run.
-            on_delay_s=0.0,
-            off_delay_s=300.0,
-            latching=False,
-            needs_acknowledgement=False,
-            auto_close_s=0.0,
-            repeats={},
-            keeps_repeating=False,
-            escalations={_LOW: Escalation(_DAY, _MEDIUM)},
-            longest_snooze_s=_all(_DAY),
-            longest_shelf_s=30 * _DAY,
-        ),
-        Kind.PIPELINE: Policy(
-            on_delay_s=0.0,
-            off_delay_s=10.0,
-            latching=False,
-            needs_acknowledgement=True,
-            auto_close_s=_HOUR,
-            repeats={_HIGH: (300.0, 900.0, _HOUR), _CRITICAL: (300.0, 900.0, _HOUR)},
-            keeps_repeating=False,
-            escalations={},
-            longest_snooze_s=_all(_HOUR),
-            longest_shelf_s=_DAY,
-        ),
-    }
-)
+#: The sender of a command tells an end by its own clock, which may be this far ahead of the broker's.
+CLOCKS_DIFFER_S = 60.0
 
 
 # -- what goes in and out --------------------------------------------------------------------------------
@@ -210,9 +91,9 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
         level: 0 none, else a ``Severity``.
         hold: not asserted, but a limit for clearing is still exceeded (hysteresis).
         evidence: what led to ``level``.
-        position: offset of the newest reading of the partition that has been taken. Negative: it is ``offset``, which
-            is a reading being judged; such a one is ignored where the alarm knows it. What time itself led to (silence)
-            says it, and is ignored only where the alarm knows something newer.
+        position: offset of the newest reading of the partition that has been taken. Negative: it is ``offset``, for the
+            reading itself is judged; such an observation is ignored where the alarm knows that reading. What time led
+            to (silence) says it, and is ignored only where the alarm knows something newer.
     """
 
     event_time: float
@@ -227,14 +108,14 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 class Alarm(msgspec.Struct, frozen=True, array_like=True):
     """What is known of the alarm of one (device, kind). ``Alarm()``: nothing yet.
 
-    After an alarm is over its id, severity, peak, evidence and verdict stay until the next one, since a verdict often
-    comes later.
+    After an alarm is over its id, severity, peak, evidence and verdict stay until the next one or a shelf, since a
+    verdict often comes later.
 
     Attributes:
-        severity: while the condition holds the worst that was asserted since it began: an alarm that went up and down
-            with every reading would be acknowledged anew each time. 0 where there was none.
-        peak: the worst since the alarm was raised.
-        holds: whether the condition is taken to hold, the off-delay included; also followed while shelved or disabled.
+        severity: while the condition holds the worst asserted since it began: an alarm that followed every reading down
+            and up again would have to be acknowledged each time. 0 where there was none.
+        peak: the worst since the alarm was raised, or since it was shelved.
+        holds: whether the condition is taken to hold, the off-delay included; followed while shelved or disabled too.
         revision: of the latest record.
         position, command_offset: as in ``AlarmRecord``.
         cause: offset of the reading that raised it; -1 where there is none.
@@ -242,11 +123,11 @@ class Alarm(msgspec.Struct, frozen=True, array_like=True):
         repeat_at, escalate_at, close_at: when time itself does something next; inf where it does not.
         pending_since, pending_first: event time and offset at which a condition began that has not passed the on-delay;
             inf and -1 where there is none.
-        gone_since: event time since which the condition has been gone; inf while it holds.
-        newest: newest event time seen while a delay could run.
-        trigger, trigger_time: offset and event time of the reading that asserted the condition last, as far as that
-            matters: the raising, and each one while shelved or disabled.
+        gone_since: event time since which a condition that holds has been gone; inf where it is not.
+        newest: newest event time seen since the condition began; -inf where it neither holds nor is pending.
         commands: ids of the latest commands.
+        evidence: of the raising, or of what made it worse or brought it back; ``last_offset`` is that reading. While
+            shelved or disabled: of the reading that asserted the condition last.
     """
 
     state: State = State.NORMAL
@@ -262,80 +143,99 @@ class Alarm(msgspec.Struct, frozen=True, array_like=True):
     raised_event_time: float | None = None
     raised_at: float | None = None
     repeats: int = 0
-    until: float = _NEVER
-    repeat_at: float = _NEVER
-    escalate_at: float = _NEVER
-    close_at: float = _NEVER
-    pending_since: float = _NEVER
+    until: float = NEVER
+    repeat_at: float = NEVER
+    escalate_at: float = NEVER
+    close_at: float = NEVER
+    pending_since: float = NEVER
     pending_first: int = -1
-    gone_since: float = _NEVER
-    newest: float = -_NEVER
-    trigger: int = -1
-    trigger_time: float = -_NEVER
+    gone_since: float = NEVER
+    newest: float = -NEVER
     verdict: Verdict | None = None
     commands: tuple[str, ...] = ()
     evidence: Evidence = Evidence()
 
     @property
     def due_at(self) -> float:
-        """Before this moment ``pass_time`` does nothing; inf: it never does by itself."""
+        """Before this moment ``pass_time`` does nothing; inf: it never does."""
         return min(self.until, self.repeat_at, self.escalate_at, self.close_at)
 
     @property
     def quiet(self) -> bool:
         """Whether neither an observation of level 0 without hold nor time changes anything."""
-        return not self.holds and self.pending_since == _NEVER and self.due_at == _NEVER
+        return not self.holds and self.pending_since == NEVER and self.due_at == NEVER
 
 
 Step = tuple[Alarm, tuple[AlarmRecord, ...]]
-_NONE: tuple[AlarmRecord, ...] = ()
-_LABELS = ("low", *(severity.label for severity in Severity))
 
-#: Every legal (state, event, state). Nothing else can happen; the tests hold the machine and the document to it.
-TRANSITIONS: Final[frozenset[tuple[State, Event, State]]] = frozenset(
-    {
-        (State.NORMAL, Event.RAISED, State.ACTIVE),
-        # The same reading leads to the same alarm: it is back rather than raised twice.
-        (State.NORMAL, Event.RETURNED, State.ACTIVE),
-        (State.ACTIVE, Event.ESCALATED, State.ACTIVE),
-        (State.ACTIVE, Event.REPEATED, State.ACTIVE),
-        (State.ACTIVE, Event.ACKNOWLEDGED, State.ACKNOWLEDGED),
-        (State.ACTIVE, Event.SNOOZED, State.SNOOZED),
-        (State.ACTIVE, Event.LATCHED, State.LATCHED),
-        (State.ACTIVE, Event.CLEARED, State.CLEARED),
-        (State.ACTIVE, Event.CLOSED, State.NORMAL),
-        (State.ACKNOWLEDGED, Event.ESCALATED, State.ACTIVE),
-        (State.ACKNOWLEDGED, Event.SNOOZED, State.SNOOZED),
-        (State.ACKNOWLEDGED, Event.LATCHED, State.LATCHED),
-        (State.ACKNOWLEDGED, Event.CLOSED, State.NORMAL),
-        (State.SNOOZED, Event.ESCALATED, State.ACTIVE),
-        (State.SNOOZED, Event.SNOOZED, State.SNOOZED),
-        (State.SNOOZED, Event.WOKEN, State.ACTIVE),
-        (State.SNOOZED, Event.WOKEN, State.ACKNOWLEDGED),
-        (State.SNOOZED, Event.ACKNOWLEDGED, State.ACKNOWLEDGED),
-        (State.SNOOZED, Event.LATCHED, State.LATCHED),
-        (State.SNOOZED, Event.CLEARED, State.CLEARED),
-        (State.SNOOZED, Event.CLOSED, State.NORMAL),
-        (State.CLEARED, Event.RETURNED, State.ACTIVE),
-        (State.CLEARED, Event.ACKNOWLEDGED, State.CLEARED),
-        (State.CLEARED, Event.RESET, State.NORMAL),
-        (State.CLEARED, Event.CLOSED, State.NORMAL),
-        (State.LATCHED, Event.RETURNED, State.ACTIVE),
-        (State.LATCHED, Event.REPEATED, State.LATCHED),
-        (State.LATCHED, Event.ACKNOWLEDGED, State.LATCHED),
-        (State.LATCHED, Event.RESET, State.NORMAL),
-        (State.SHELVED, Event.SHELVED, State.SHELVED),
-        (State.SHELVED, Event.UNSHELVED, State.NORMAL),
-        (State.SHELVED, Event.DISABLED, State.DISABLED),
-        (State.DISABLED, Event.ENABLED, State.NORMAL),
-        *((state, Event.SHELVED, State.SHELVED) for state in LIVE | {State.NORMAL}),
-        *((state, Event.DISABLED, State.DISABLED) for state in LIVE | {State.NORMAL}),
-        *((state, event, state) for state in State for event in (Event.VERDICT, Event.COMMENTED, Event.REFUSED)),
-    }
+
+# -- the machine -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """Rows of the table of transitions: in any of ``before`` the event leads to ``after``, or nowhere for ``None``."""
+
+    before: tuple[State, ...]
+    event: Event
+    after: State | None
+    when: str
+
+
+_NORMAL, _ACTIVE, _ACKNOWLEDGED, _CLEARED, _LATCHED, _SNOOZED, _SHELVED, _DISABLED = State
+_HOLDING = (_ACTIVE, _ACKNOWLEDGED, _SNOOZED)
+_ASIDE = (_SHELVED, _DISABLED)
+
+#: All that can happen, row by row as ``docs/alarms.md`` shows it.
+ROWS: Final[tuple[Transition, ...]] = (
+    Transition(
+        (_NORMAL,), Event.RAISED, _ACTIVE, "the condition was asserted for the on-delay, or holds after a shelf"
+    ),
+    Transition((_NORMAL,), Event.RETURNED, _ACTIVE, "the same, by the very reading that raised the last alarm"),
+    Transition((_CLEARED, _LATCHED), Event.RETURNED, _ACTIVE, "the condition was asserted anew for the on-delay"),
+    Transition(
+        _HOLDING, Event.ESCALATED, _ACTIVE, "asserted at a greater severity; what was acknowledged no longer is"
+    ),
+    Transition((_ACTIVE,), Event.ESCALATED, _ACTIVE, "nobody acknowledged it for long"),
+    Transition((_ACTIVE, _LATCHED), Event.REPEATED, None, "nobody acknowledged it for a while"),
+    Transition((_ACTIVE, _SNOOZED), Event.ACKNOWLEDGED, _ACKNOWLEDGED, "command `acknowledge`"),
+    Transition((_LATCHED,), Event.ACKNOWLEDGED, _LATCHED, "command `acknowledge`; it still has to be reset"),
+    Transition((_CLEARED,), Event.ACKNOWLEDGED, _CLEARED, "command `acknowledge`; `closed` follows at once"),
+    Transition(_HOLDING, Event.LATCHED, _LATCHED, "gone for the off-delay; kinds that latch"),
+    Transition((_ACTIVE, _SNOOZED), Event.CLEARED, _CLEARED, "gone for the off-delay, not acknowledged"),
+    Transition(_HOLDING, Event.CLOSED, _NORMAL, "gone for the off-delay, acknowledged or with no need of it"),
+    Transition((_CLEARED,), Event.CLOSED, _NORMAL, "it was acknowledged, or nobody did for long"),
+    Transition((_CLEARED, _LATCHED), Event.RESET, _NORMAL, "command `reset`"),
+    Transition(_HOLDING, Event.SNOOZED, _SNOOZED, "command `snooze`"),
+    Transition((_SNOOZED,), Event.WOKEN, _ACTIVE, "command `wake` or the time is over; not acknowledged"),
+    Transition((_SNOOZED,), Event.WOKEN, _ACKNOWLEDGED, "command `wake` or the time is over; acknowledged before"),
+    Transition(tuple(each for each in State if each is not _DISABLED), Event.SHELVED, _SHELVED, "command `shelve`"),
+    Transition((_SHELVED,), Event.UNSHELVED, _NORMAL, "command `unshelve` or the time is over"),
+    Transition(tuple(each for each in State if each is not _DISABLED), Event.DISABLED, _DISABLED, "command `disable`"),
+    Transition((_DISABLED,), Event.ENABLED, _NORMAL, "command `enable`"),
+    Transition(tuple(State), Event.VERDICT, None, "command `verdict`; of the latest alarm, also after it is over"),
+    Transition(tuple(State), Event.COMMENTED, None, "command `comment`"),
+    Transition(tuple(State), Event.REFUSED, None, "any command that makes no sense in this state"),
 )
 
-_HOLDING = frozenset({State.ACTIVE, State.ACKNOWLEDGED, State.SNOOZED})
-_ASIDE = frozenset({State.SHELVED, State.DISABLED})
+#: Every legal (state, event, state).
+TRANSITIONS: Final[frozenset[tuple[State, Event, State]]] = frozenset(
+    (before, row.event, row.after or before) for row in ROWS for before in row.before
+)
+
+
+class _Cause(msgspec.Struct, frozen=True):
+    """Why a step is taken, and under which policy. Its fields are those of the record."""
+
+    subject: Subject
+    policy: Policy
+    at: float
+    position: int
+    event_time: float | None = None
+    command: AlarmCommand | None = None
+
+
+_NOTHING: tuple[AlarmRecord, ...] = ()
 
 
 # -- observations ----------------------------------------------------------------------------------------
@@ -347,16 +247,18 @@ def observe(alarm: Alarm, subject: Subject, observation: Observation, policy: Po
     Returns:
         The alarm, the very same object where nothing changed, and the records that follow.
     """
-    if observation.position < 0:
-        if observation.offset <= alarm.position:
-            return alarm, _NONE
-    elif observation.position < alarm.position:
-        return alarm, _NONE
+    known = observation.offset <= alarm.position if observation.position < 0 else observation.position < alarm.position
+    if known:
+        return alarm, _NOTHING
     if observation.level:
         return _asserted(alarm, subject, observation, policy)
     if observation.hold:
-        return _held(alarm, observation), _NONE
-    return _gone(alarm, subject, observation, policy)
+        return _held(alarm, observation), _NOTHING
+    if alarm.holds:
+        return _gone(alarm, subject, observation, policy)
+    if alarm.pending_since != NEVER:
+        return msgspec.structs.replace(alarm, pending_since=NEVER, pending_first=-1, newest=-NEVER), _NOTHING
+    return alarm, _NOTHING
 
 
 def _asserted(alarm: Alarm, subject: Subject, seen: Observation, policy: Policy) -> Step:
@@ -364,179 +266,117 @@ def _asserted(alarm: Alarm, subject: Subject, seen: Observation, policy: Policy)
     if not alarm.holds:
         since = min(alarm.pending_since, now)
         first = seen.offset if alarm.pending_first < 0 else alarm.pending_first
-        if now - since >= policy.on_delay_s:
-            return _begun(alarm, subject, seen, policy, now, first)
-        return msgspec.structs.replace(alarm, pending_since=since, pending_first=first, newest=now), _NONE
+        if now - since < policy.on_delay_s:
+            return msgspec.structs.replace(alarm, pending_since=since, pending_first=first, newest=now), _NOTHING
+        return _begun(alarm, _cause(subject, seen, policy, now), seen, first)
+    worse = seen.level > alarm.severity
     if alarm.state in _ASIDE:
-        worst = max(alarm.severity, seen.level)
-        return msgspec.structs.replace(
+        followed = msgspec.structs.replace(
             alarm,
-            severity=worst,
-            peak=max(alarm.peak, worst),
-            gone_since=_NEVER,
-            newest=now,
-            trigger=seen.offset,
-            trigger_time=seen.event_time,
-            evidence=seen.evidence,
-        ), _NONE
-    if seen.level > alarm.severity:
-        return _step(
-            alarm,
-            subject,
-            Event.ESCALATED,
-            seen.at,
-            _place(seen),
-            event_time=seen.event_time,
-            state=State.ACTIVE,
-            severity=seen.level,
+            severity=max(alarm.severity, seen.level),
             peak=max(alarm.peak, seen.level),
-            acknowledged=False,
-            repeats=0,
-            gone_since=_NEVER,
+            gone_since=NEVER,
             newest=now,
-            evidence=_joined(alarm, seen),
-            **_timers(policy, State.ACTIVE, seen.level, False, 0, seen.at),
+            evidence=_evidence(seen, alarm.evidence.first_offset),
         )
-    if now == alarm.newest and alarm.gone_since == _NEVER:
-        return alarm, _NONE
-    return msgspec.structs.replace(alarm, gone_since=_NEVER, newest=now), _NONE
+        return followed, _NOTHING
+    if not worse:
+        if now == alarm.newest and alarm.gone_since == NEVER:
+            return alarm, _NOTHING
+        return msgspec.structs.replace(alarm, gone_since=NEVER, newest=now), _NOTHING
+    risen = msgspec.structs.replace(
+        alarm,
+        severity=seen.level,
+        gone_since=NEVER,
+        newest=now,
+        evidence=_evidence(seen, alarm.evidence.first_offset),
+    )
+    return _sounding(risen, _cause(subject, seen, policy, now), Event.ESCALATED)
 
 
-def _begun(alarm: Alarm, subject: Subject, seen: Observation, policy: Policy, now: float, first: int) -> Step:
+def _begun(alarm: Alarm, cause: _Cause, seen: Observation, first: int) -> Step:
     """The condition holds from here on."""
-    evidence = seen.evidence
-    if 0 <= first < evidence.first_offset:
-        evidence = msgspec.structs.replace(evidence, first_offset=first)
     began = msgspec.structs.replace(
         alarm,
         holds=True,
-        pending_since=_NEVER,
-        pending_first=-1,
-        gone_since=_NEVER,
-        newest=now,
-        trigger=seen.offset,
-        trigger_time=seen.event_time,
         severity=seen.level,
-        evidence=evidence,
+        pending_since=NEVER,
+        pending_first=-1,
+        newest=cause.event_time,
+        evidence=_evidence(seen, first),
     )
     if alarm.state in _ASIDE:
-        return msgspec.structs.replace(began, peak=max(alarm.peak, seen.level)), _NONE
-    if alarm.state is State.NORMAL:
-        return _raised(began, subject, policy, seen.at, _place(seen))
-    return _step(
-        began,
-        subject,
-        Event.RETURNED,
-        seen.at,
-        _place(seen),
-        event_time=seen.event_time,
-        state=State.ACTIVE,
-        peak=max(alarm.peak, seen.level),
-        acknowledged=False,
-        repeats=0,
-        **_timers(policy, State.ACTIVE, seen.level, False, 0, seen.at),
-    )
+        return msgspec.structs.replace(began, peak=max(alarm.peak, seen.level)), _NOTHING
+    if alarm.state is _NORMAL:
+        return _raised(began, cause)
+    return _sounding(began, cause, Event.RETURNED)
 
 
-def _raised(alarm: Alarm, subject: Subject, policy: Policy, at: float, position: int) -> Step:
-    """A new alarm of a condition that holds, or the last one again where the same reading led to it."""
-    identity = alarm_id(
-        subject.device_id, subject.kind, MessageId(subject.topic_id, subject.partition, max(alarm.trigger, -1))
-    )
-    timers = _timers(policy, State.ACTIVE, alarm.severity, False, 0, at)
-    again = identity == alarm.alarm_id
-    if again:
-        return _step(
-            alarm,
-            subject,
-            Event.RETURNED,
-            at,
-            position,
-            event_time=alarm.trigger_time,
-            state=State.ACTIVE,
-            peak=max(alarm.peak, alarm.severity),
-            acknowledged=False,
-            repeats=0,
-            **timers,
-        )
-    return _step(
+def _raised(alarm: Alarm, cause: _Cause) -> Step:
+    """A new alarm of a condition that holds; the last one again where the same reading led to it."""
+    subject, offset = cause.subject, alarm.evidence.last_offset
+    identity = alarm_id(subject.device_id, subject.kind, MessageId(subject.topic_id, subject.partition, offset))
+    if identity == alarm.alarm_id:
+        return _sounding(alarm, cause, Event.RETURNED)
+    new = msgspec.structs.replace(
         alarm,
-        subject,
-        Event.RAISED,
-        at,
-        position,
-        event_time=alarm.trigger_time,
-        state=State.ACTIVE,
         alarm_id=identity,
-        cause=alarm.trigger,
+        cause=offset,
         peak=alarm.severity,
-        acknowledged=False,
-        repeats=0,
-        raised_event_time=alarm.trigger_time,
-        raised_at=at,
+        raised_event_time=cause.event_time,
+        raised_at=cause.at,
         verdict=None,
-        **timers,
     )
+    return _sounding(new, cause, Event.RAISED)
+
+
+def _sounding(alarm: Alarm, cause: _Cause, event: Event, reason: str = "") -> Step:
+    """Active, with everything about it still to be done."""
+    active = msgspec.structs.replace(
+        alarm, state=_ACTIVE, peak=max(alarm.peak, alarm.severity), acknowledged=False, repeats=0, until=NEVER
+    )
+    return _entered(active, cause, event, reason)
 
 
 def _held(alarm: Alarm, seen: Observation) -> Alarm:
     """Neither asserted nor gone: what holds goes on, what has not begun does not begin by it."""
-    if not alarm.holds and alarm.pending_since == _NEVER:
+    if not alarm.holds and alarm.pending_since == NEVER:
         return alarm
     now = max(seen.event_time, alarm.newest)
-    if now == alarm.newest and alarm.gone_since == _NEVER:
+    if now == alarm.newest and alarm.gone_since == NEVER:
         return alarm
-    return msgspec.structs.replace(alarm, gone_since=_NEVER, newest=now)
+    return msgspec.structs.replace(alarm, gone_since=NEVER, newest=now)
 
 
 def _gone(alarm: Alarm, subject: Subject, seen: Observation, policy: Policy) -> Step:
-    if not alarm.holds:
-        if alarm.pending_since == _NEVER:
-            return alarm, _NONE
-        return msgspec.structs.replace(alarm, pending_since=_NEVER, pending_first=-1, newest=_rest(alarm)), _NONE
     now = max(seen.event_time, alarm.newest)
     since = min(alarm.gone_since, now)
     if now - since < policy.off_delay_s:
         if since == alarm.gone_since and now == alarm.newest:
-            return alarm, _NONE
-        return msgspec.structs.replace(alarm, gone_since=since, newest=now), _NONE
-    over = msgspec.structs.replace(alarm, holds=False, gone_since=_NEVER, newest=now)
+            return alarm, _NOTHING
+        return msgspec.structs.replace(alarm, gone_since=since, newest=now), _NOTHING
+    over = msgspec.structs.replace(alarm, holds=False, gone_since=NEVER, newest=-NEVER)
     if alarm.state in _ASIDE:
-        return msgspec.structs.replace(over, severity=0, newest=-_NEVER), _NONE
+        return over, _NOTHING
+    cause = _cause(subject, seen, policy, now)
     if policy.latching:
-        event, state = Event.LATCHED, State.LATCHED
-    elif alarm.acknowledged or not policy.needs_acknowledgement:
-        return _closed(over, subject, Event.CLOSED, seen.at, _place(seen), event_time=seen.event_time)
-    else:
-        event, state = Event.CLEARED, State.CLEARED
-    return _step(
-        over,
-        subject,
-        event,
-        seen.at,
-        _place(seen),
-        event_time=seen.event_time,
-        state=state,
-        until=_NEVER,
-        **_timers(policy, state, alarm.severity, alarm.acknowledged, alarm.repeats, seen.at),
-    )
+        return _entered(msgspec.structs.replace(over, state=_LATCHED, until=NEVER), cause, Event.LATCHED)
+    if alarm.acknowledged or not policy.needs_acknowledgement:
+        return _closed(over, cause, Event.CLOSED)
+    return _entered(msgspec.structs.replace(over, state=_CLEARED, until=NEVER), cause, Event.CLEARED)
 
 
-def _rest(alarm: Alarm) -> float:
-    """Event time to remember where no delay runs: a live alarm's; without one a device's clock may be set anew."""
-    return alarm.newest if alarm.state in LIVE else -_NEVER
+def _cause(subject: Subject, seen: Observation, policy: Policy, now: float) -> _Cause:
+    return _Cause(subject, policy, seen.at, seen.offset if seen.position < 0 else seen.position, now)
 
 
-def _joined(alarm: Alarm, seen: Observation) -> Evidence:
-    """The evidence of a worse observation, beginning where the alarm's does."""
-    first = alarm.evidence.first_offset
-    if 0 <= first < seen.evidence.first_offset:
-        return msgspec.structs.replace(seen.evidence, first_offset=first)
-    return seen.evidence
-
-
-def _place(seen: Observation) -> int:
-    return seen.offset if seen.position < 0 else seen.position
+def _evidence(seen: Observation, first: int) -> Evidence:
+    """The observation's evidence as the alarm's, which began at offset ``first``."""
+    evidence = seen.evidence
+    first = seen.offset if first < 0 else first
+    if evidence.first_offset == first and evidence.last_offset == seen.offset:
+        return evidence
+    return msgspec.structs.replace(evidence, first_offset=first, last_offset=seen.offset)
 
 
 # -- time ------------------------------------------------------------------------------------------------
@@ -545,64 +385,51 @@ def _place(seen: Observation) -> int:
 def pass_time(alarm: Alarm, subject: Subject, at: float, position: int, policy: Policy) -> Step:
     """The alarm when it is ``at`` on the detector's clock; afterwards ``due_at`` lies beyond.
 
-    However long nobody asked, a reminder is due once.
+    However long nobody asked, only one reminder is given.
 
     Args:
         at: epoch seconds.
         position: offset of the newest reading of the partition that has been taken.
     """
     if at < alarm.due_at:
-        return alarm, _NONE
+        return alarm, _NOTHING
+    cause = _Cause(subject, policy, at, position)
     if at >= alarm.until:
-        if alarm.state is State.SNOOZED:
-            return _woken(alarm, subject, at, position, policy)
-        return _released(alarm, subject, Event.UNSHELVED, at, position, policy)
+        return _woken(alarm, cause) if alarm.state is _SNOOZED else _released(alarm, cause, Event.UNSHELVED)
     if at >= alarm.close_at:
-        return _closed(alarm, subject, Event.CLOSED, at, position)
+        return _closed(alarm, cause, Event.CLOSED)
     if at >= alarm.escalate_at:
-        escalation = policy.escalations[Severity(alarm.severity)]
-        return _step(
-            alarm,
-            subject,
-            Event.ESCALATED,
-            at,
-            position,
-            reason=f"not acknowledged for {escalation.after_s:g} s",
-            severity=int(escalation.to),
-            peak=max(alarm.peak, int(escalation.to)),
-            repeats=0,
-            **_timers(policy, State.ACTIVE, int(escalation.to), False, 0, at),
-        )
+        escalation = policy.escalations.get(Severity(alarm.severity))
+        if escalation is not None:
+            worse = msgspec.structs.replace(alarm, severity=int(escalation.to))
+            return _sounding(worse, cause, Event.ESCALATED, f"not acknowledged for {escalation.after_s:g} s")
+        # It was saved when the policy was another.
+        alarm = msgspec.structs.replace(alarm, escalate_at=NEVER)
+        return pass_time(alarm, subject, at, position, policy)
     repeats = alarm.repeats + 1
-    return _step(
-        alarm,
-        subject,
-        Event.REPEATED,
-        at,
-        position,
-        repeats=repeats,
-        repeat_at=_next_repeat(policy, alarm.severity, repeats, at),
-    )
+    repeat_at = _next_repeat(policy, alarm.severity, repeats, at)
+    return _written(msgspec.structs.replace(alarm, repeats=repeats, repeat_at=repeat_at), cause, Event.REPEATED)
 
 
-def _timers(policy: Policy, state: State, severity: int, acknowledged: bool, repeats: int, at: float) -> dict[str, Any]:
-    """When time does something to an alarm that entered a state ``at``; it no longer is snoozed or shelved."""
-    repeat_at = escalate_at = close_at = _NEVER
-    if not acknowledged and state in (State.ACTIVE, State.LATCHED):
-        repeat_at = _next_repeat(policy, severity, repeats, at)
-        if state is State.ACTIVE and severity in policy.escalations:
-            escalate_at = at + policy.escalations[Severity(severity)].after_s
-    elif state is State.CLEARED:
-        # Acknowledged, it is only just not closed yet.
-        close_at = at if acknowledged else at + policy.auto_close_s
-    return {"until": _NEVER, "repeat_at": repeat_at, "escalate_at": escalate_at, "close_at": close_at}
+def _timers(alarm: Alarm, policy: Policy, at: float) -> dict[str, float]:
+    """When time does something to an alarm that entered its state ``at``, snooze and shelf aside."""
+    repeat_at = escalate_at = close_at = NEVER
+    if alarm.state in (_ACTIVE, _LATCHED) and not alarm.acknowledged:
+        repeat_at = _next_repeat(policy, alarm.severity, alarm.repeats, at)
+        escalation = policy.escalations.get(Severity(alarm.severity))
+        if alarm.state is _ACTIVE and escalation is not None:
+            escalate_at = at + escalation.after_s
+    elif alarm.state is _CLEARED:
+        # One that was acknowledged is only just not closed yet.
+        close_at = at if alarm.acknowledged else at + policy.auto_close_s
+    return {"repeat_at": repeat_at, "escalate_at": escalate_at, "close_at": close_at}
 
 
 def _next_repeat(policy: Policy, severity: int, repeats: int, at: float) -> float:
     pauses = policy.repeats.get(Severity(severity), ())
     if repeats < len(pauses):
         return at + pauses[repeats]
-    return at + pauses[-1] if pauses and policy.keeps_repeating else _NEVER
+    return at + pauses[-1] if pauses and policy.keeps_repeating else NEVER
 
 
 # -- commands --------------------------------------------------------------------------------------------
@@ -620,7 +447,7 @@ def obey(
     """The alarm after an operator's command.
 
     A command that was taken before gives nothing. Any other gives one record that names it, ``REFUSED`` with the reason
-    where it makes no sense; what follows from it (an alarm that closes, one that is raised at the end of a shelf) is a
+    where it makes no sense. What follows from it (an alarm that closes, one that is raised at the end of a shelf) is a
     record of its own.
 
     Args:
@@ -629,101 +456,127 @@ def obey(
         position: offset of the newest reading of the partition that has been taken.
     """
     if command_offset <= alarm.command_offset or command.command_id in alarm.commands:
-        return alarm, _NONE
-    taken = msgspec.structs.replace(
-        alarm,
-        command_offset=command_offset,
-        commands=(*alarm.commands, command.command_id)[-COMMANDS_REMEMBERED:],
-    )
-    refusal = _refusal(alarm, command, at, policy)
+        return alarm, _NOTHING
+    commands = (*alarm.commands, command.command_id)[-COMMANDS_REMEMBERED:]
+    taken = msgspec.structs.replace(alarm, command_offset=command_offset, commands=commands)
+    cause = _Cause(subject, policy, at, position, command=command)
+    refusal = _incomplete(command) or _inapplicable(alarm, command) or _too_long(alarm, command, at, policy)
     if refusal:
-        return _step(taken, subject, Event.REFUSED, at, position, command=command, reason=refusal)
-    return _carried_out(taken, subject, command, at, position, policy)
+        return _written(taken, cause, Event.REFUSED, refusal)
+    return _ACTIONS[command.verb](taken, cause, command)
 
 
-def _carried_out(
-    alarm: Alarm, subject: Subject, command: AlarmCommand, at: float, position: int, policy: Policy
-) -> Step:
-    verb = command.verb
-    if verb is Verb.ACKNOWLEDGE:
-        state = State.ACKNOWLEDGED if alarm.holds else alarm.state
-        seen, records = _step(
-            alarm,
-            subject,
-            Event.ACKNOWLEDGED,
-            at,
-            position,
-            command=command,
-            state=state,
-            acknowledged=True,
-            repeats=0,
-            **_timers(policy, state, alarm.severity, True, 0, at),
-        )
-        if state is not State.CLEARED:
-            return seen, records
-        closed, more = _closed(seen, subject, Event.CLOSED, at, position)
-        return closed, records + more
-    if verb is Verb.RESET:
-        return _closed(alarm, subject, Event.RESET, at, position, command=command, acknowledged=True)
-    if verb is Verb.SNOOZE:
-        return _step(
-            alarm, subject, Event.SNOOZED, at, position, command=command, state=State.SNOOZED, **_silent(command.until)
-        )
-    if verb is Verb.WAKE:
-        return _woken(alarm, subject, at, position, policy, command)
-    if verb in (Verb.SHELVE, Verb.DISABLE):
-        shelve = verb is Verb.SHELVE
-        return _step(
-            alarm if alarm.state is not State.NORMAL else _forgotten(alarm),
-            subject,
-            Event.SHELVED if shelve else Event.DISABLED,
-            at,
-            position,
-            command=command,
-            state=State.SHELVED if shelve else State.DISABLED,
-            **_silent(command.until if shelve else None),
-        )
-    if verb is Verb.UNSHELVE:
-        return _released(alarm, subject, Event.UNSHELVED, at, position, policy, command)
-    if verb is Verb.ENABLE:
-        return _released(alarm, subject, Event.ENABLED, at, position, policy, command)
-    if verb is Verb.VERDICT:
-        return _step(alarm, subject, Event.VERDICT, at, position, command=command, verdict=command.verdict)
-    return _step(alarm, subject, Event.COMMENTED, at, position, command=command)
+def _acknowledge(alarm: Alarm, cause: _Cause, _command: AlarmCommand) -> Step:
+    state = _ACKNOWLEDGED if alarm.holds else alarm.state
+    seen = msgspec.structs.replace(alarm, state=state, acknowledged=True, repeats=0, until=NEVER)
+    after, records = _entered(seen, cause, Event.ACKNOWLEDGED)
+    if state is not _CLEARED:
+        return after, records
+    closed, more = _closed(after, _unasked(cause), Event.CLOSED)
+    return closed, records + more
 
 
-def _silent(until: float | None) -> dict[str, Any]:
-    return {
-        "until": _NEVER if until is None else until,
-        "repeat_at": _NEVER,
-        "escalate_at": _NEVER,
-        "close_at": _NEVER,
-    }
+def _reset(alarm: Alarm, cause: _Cause, _command: AlarmCommand) -> Step:
+    return _closed(msgspec.structs.replace(alarm, acknowledged=True), cause, Event.RESET)
 
 
-def _forgotten(alarm: Alarm) -> Alarm:
-    """Without the last alarm, which is over: a shelf begun after it is none of its life."""
-    return msgspec.structs.replace(
-        alarm,
-        severity=0,
-        peak=0,
-        acknowledged=False,
-        alarm_id="",
-        cause=-1,
-        raised_event_time=None,
-        raised_at=None,
-        repeats=0,
-        trigger=-1,
-        trigger_time=-_NEVER,
-        verdict=None,
-        evidence=Evidence(),
+def _snooze(alarm: Alarm, cause: _Cause, command: AlarmCommand) -> Step:
+    return _entered(msgspec.structs.replace(alarm, state=_SNOOZED, until=command.until), cause, Event.SNOOZED)
+
+
+def _wake(alarm: Alarm, cause: _Cause, _command: AlarmCommand) -> Step:
+    return _woken(alarm, cause)
+
+
+def _shelve(alarm: Alarm, cause: _Cause, command: AlarmCommand) -> Step:
+    shelved = msgspec.structs.replace(_without_past(alarm), state=_SHELVED, until=command.until)
+    return _entered(shelved, cause, Event.SHELVED)
+
+
+def _disable(alarm: Alarm, cause: _Cause, _command: AlarmCommand) -> Step:
+    disabled = msgspec.structs.replace(_without_past(alarm), state=_DISABLED, until=NEVER)
+    return _entered(disabled, cause, Event.DISABLED)
+
+
+def _unshelve(alarm: Alarm, cause: _Cause, _command: AlarmCommand) -> Step:
+    return _released(alarm, cause, Event.UNSHELVED)
+
+
+def _enable(alarm: Alarm, cause: _Cause, _command: AlarmCommand) -> Step:
+    return _released(alarm, cause, Event.ENABLED)
+
+
+def _judge(alarm: Alarm, cause: _Cause, command: AlarmCommand) -> Step:
+    return _written(msgspec.structs.replace(alarm, verdict=command.verdict), cause, Event.VERDICT)
+
+
+def _comment(alarm: Alarm, cause: _Cause, _command: AlarmCommand) -> Step:
+    return _written(alarm, cause, Event.COMMENTED)
+
+
+_ACTIONS: Final[Mapping[Verb, Callable[[Alarm, _Cause, AlarmCommand], Step]]] = {
+    Verb.ACKNOWLEDGE: _acknowledge,
+    Verb.RESET: _reset,
+    Verb.SNOOZE: _snooze,
+    Verb.WAKE: _wake,
+    Verb.SHELVE: _shelve,
+    Verb.UNSHELVE: _unshelve,
+    Verb.DISABLE: _disable,
+    Verb.ENABLE: _enable,
+    Verb.VERDICT: _judge,
+    Verb.COMMENT: _comment,
+}
+
+
+def _without_past(alarm: Alarm) -> Alarm:
+    """Without the last alarm where that is over: a shelf that begins later is no part of its life."""
+    if alarm.state is not _NORMAL:
+        return alarm
+    return Alarm(
+        revision=alarm.revision,
+        position=alarm.position,
+        command_offset=alarm.command_offset,
+        pending_since=alarm.pending_since,
+        pending_first=alarm.pending_first,
+        newest=alarm.newest,
+        commands=alarm.commands,
     )
 
 
-def _refusal(alarm: Alarm, command: AlarmCommand, at: float, policy: Policy) -> str:
-    """Why a command makes no sense, or an empty text."""
-    return _incomplete(command) or _inapplicable(alarm, command) or _too_long(alarm, command, at, policy)
+def _woken(alarm: Alarm, cause: _Cause) -> Step:
+    state = _ACKNOWLEDGED if alarm.acknowledged else _ACTIVE
+    return _entered(msgspec.structs.replace(alarm, state=state, until=NEVER), cause, Event.WOKEN)
 
+
+def _released(alarm: Alarm, cause: _Cause, event: Event) -> Step:
+    """The end of a shelf or of being disabled; where the condition holds an alarm is raised at once."""
+    normal, records = _closed(alarm, cause, event)
+    if not alarm.holds:
+        return normal, records
+    holding = msgspec.structs.replace(normal, holds=True, newest=alarm.newest, gone_since=alarm.gone_since)
+    moment = alarm.newest if math.isfinite(alarm.newest) else None
+    raised, more = _raised(holding, msgspec.structs.replace(_unasked(cause), event_time=moment))
+    return raised, records + more
+
+
+def _closed(alarm: Alarm, cause: _Cause, event: Event) -> Step:
+    normal = msgspec.structs.replace(
+        alarm,
+        state=_NORMAL,
+        holds=False,
+        gone_since=NEVER,
+        newest=-NEVER if alarm.pending_since == NEVER else alarm.newest,
+        until=NEVER,
+    )
+    return _entered(normal, cause, event)
+
+
+def _unasked(cause: _Cause) -> _Cause:
+    """What follows from a command without being what it asked for."""
+    return msgspec.structs.replace(cause, command=None)
+
+
+# -- which commands make no sense ------------------------------------------------------------------------
 
 _NEEDS_REASON = frozenset({Verb.SNOOZE, Verb.SHELVE, Verb.DISABLE, Verb.VERDICT, Verb.COMMENT})
 _NEEDS_UNTIL = frozenset({Verb.SNOOZE, Verb.SHELVE})
@@ -731,183 +584,106 @@ _NEEDS_LIVE = frozenset({Verb.ACKNOWLEDGE, Verb.RESET, Verb.SNOOZE, Verb.WAKE})
 
 
 def _incomplete(command: AlarmCommand) -> str:
+    """Which field is missing, or an empty text."""
     if not command.by.strip():
-        return "by: missing; say who asks"
+        return "by: missing; it says who asks"
     if command.verb in _NEEDS_REASON and not command.reason.strip():
-        return f"reason: missing; it is required to {_WORDS[command.verb]}"
+        return f"reason: missing; {command.verb.value} requires one"
     if command.verb in _NEEDS_UNTIL and (command.until is None or not math.isfinite(command.until)):
-        return f"until: missing; it is required to {_WORDS[command.verb]}"
+        return f"until: missing; {command.verb.value} requires an end"
     if command.verb is Verb.VERDICT and command.verdict is None:
         return "verdict: missing"
     return ""
 
 
-_WORDS = {**{verb: verb.value for verb in Verb}, Verb.VERDICT: "give a verdict"}
-
-
-def _inapplicable(alarm: Alarm, command: AlarmCommand) -> str:  # noqa: PLR0911 - one return for each reason
+def _inapplicable(alarm: Alarm, command: AlarmCommand) -> str:
+    """Why a command makes no sense in this state, or an empty text."""
     verb, state = command.verb, alarm.state
     if command.alarm_id and command.alarm_id != alarm.alarm_id:
-        return f"alarm_id: {command.alarm_id} is not the present alarm, {alarm.alarm_id or 'there is none'}"
+        present = f"the latest is {alarm.alarm_id}" if alarm.alarm_id else "there is none"
+        return f"alarm_id: {command.alarm_id} is not the latest alarm; {present}"
     if verb in _NEEDS_LIVE and state not in LIVE:
-        return f"there is no live alarm to {verb.value}: it is {state.value}"
-    if verb is Verb.ACKNOWLEDGE and alarm.acknowledged:
-        return "it is acknowledged already"
-    if verb is Verb.RESET and alarm.holds:
-        return "its condition still holds; acknowledge or snooze it instead"
-    if verb is Verb.SNOOZE and not alarm.holds:
-        return "its condition is over; acknowledge or reset it instead"
-    if verb is Verb.WAKE and state is not State.SNOOZED:
-        return f"it is not snoozed but {state.value}"
-    if verb is Verb.UNSHELVE and state is not State.SHELVED:
-        return f"it is not shelved but {state.value}"
-    if verb is Verb.ENABLE and state is not State.DISABLED:
-        return f"it is not disabled but {state.value}"
-    if verb in (Verb.SHELVE, Verb.DISABLE) and state is State.DISABLED:
-        return "it is disabled; enable it first"
-    if verb is Verb.VERDICT and not alarm.alarm_id:
-        return "there is no alarm to judge"
-    if verb is Verb.COMMENT and not alarm.alarm_id and state is State.NORMAL:
-        return "there is no alarm to comment on"
-    return ""
+        return f"there is no live alarm to {verb.value}; the state is {state.value}"
+    reasons = {
+        Verb.ACKNOWLEDGE: (alarm.acknowledged, "it is acknowledged already"),
+        Verb.RESET: (alarm.holds, "its condition still holds; acknowledge or snooze it"),
+        Verb.SNOOZE: (not alarm.holds, "its condition is over; acknowledge or reset it"),
+        Verb.WAKE: (state is not _SNOOZED, f"it is not snoozed; the state is {state.value}"),
+        Verb.SHELVE: (state is _DISABLED, "it is disabled; enable it first"),
+        Verb.UNSHELVE: (state is not _SHELVED, f"it is not shelved; the state is {state.value}"),
+        Verb.DISABLE: (state is _DISABLED, "it is disabled already"),
+        Verb.ENABLE: (state is not _DISABLED, f"it is not disabled; the state is {state.value}"),
+        Verb.VERDICT: (not alarm.alarm_id, "there is no alarm to judge"),
+        Verb.COMMENT: (not alarm.alarm_id and state is _NORMAL, "there is no alarm to comment on"),
+    }
+    applies, reason = reasons[verb]
+    return reason if applies else ""
 
 
 def _too_long(alarm: Alarm, command: AlarmCommand, at: float, policy: Policy) -> str:
+    """What is wrong with the end of a snooze or shelf, or an empty text."""
     if command.verb not in _NEEDS_UNTIL or command.until is None:
         return ""
     if command.until <= at:
         return "until: lies in the past"
-    if command.verb is Verb.SHELVE:
-        longest, what = policy.longest_shelf_s, f"{command.kind.value} alarm may be shelved"
-    else:
+    longest = policy.longest_shelf_s
+    if command.verb is Verb.SNOOZE:
         severity = Severity(alarm.severity)
-        longest, what = (
-            policy.longest_snooze_s.get(severity, 0.0),
-            f"{severity.label} {command.kind.value} alarm may be snoozed",
-        )
-    if not longest:
-        return f"no {what}"
-    return f"until: a {what} for {longest:g} s at most" if command.until - at > longest else ""
-
-
-def _woken(
-    alarm: Alarm, subject: Subject, at: float, position: int, policy: Policy, command: AlarmCommand | None = None
-) -> Step:
-    state = State.ACKNOWLEDGED if alarm.acknowledged else State.ACTIVE
-    return _step(
-        alarm,
-        subject,
-        Event.WOKEN,
-        at,
-        position,
-        command=command,
-        state=state,
-        **_timers(policy, state, alarm.severity, alarm.acknowledged, alarm.repeats, at),
-    )
-
-
-def _released(
-    alarm: Alarm,
-    subject: Subject,
-    event: Event,
-    at: float,
-    position: int,
-    policy: Policy,
-    command: AlarmCommand | None = None,
-) -> Step:
-    """The end of a shelf or of being disabled; an alarm is raised at once where the condition holds."""
-    normal, records = _closed(alarm, subject, event, at, position, command=command)
-    if not alarm.holds:
-        return normal, records
-    raised, more = _raised(
-        msgspec.structs.replace(normal, holds=True, newest=alarm.newest, gone_since=alarm.gone_since),
-        subject,
-        policy,
-        at,
-        position,
-    )
-    return raised, records + more
-
-
-def _closed(
-    alarm: Alarm,
-    subject: Subject,
-    event: Event,
-    at: float,
-    position: int,
-    *,
-    event_time: float | None = None,
-    command: AlarmCommand | None = None,
-    acknowledged: bool | None = None,
-) -> Step:
-    return _step(
-        alarm,
-        subject,
-        event,
-        at,
-        position,
-        event_time=event_time,
-        command=command,
-        state=State.NORMAL,
-        holds=False,
-        gone_since=_NEVER,
-        newest=-_NEVER if alarm.pending_since == _NEVER else alarm.newest,
-        acknowledged=alarm.acknowledged if acknowledged is None else acknowledged,
-        **_silent(None),
-    )
+        longest = policy.longest_snooze_s.get(severity, 0.0)
+        if not longest:
+            return f"a {severity.label} alarm of this kind can't be snoozed"
+    if command.until - at <= longest + CLOCKS_DIFFER_S:
+        return ""
+    return f"until: {command.verb.value} is allowed for {longest:g} s at most"
 
 
 # -- records ---------------------------------------------------------------------------------------------
 
+#: Where there is no alarm a record still says a severity: the least.
+_LABELS = (Severity.LOW.label, *(severity.label for severity in Severity))
 
-def _step(
-    alarm: Alarm,
-    subject: Subject,
-    event: Event,
-    at: float,
-    position: int,
-    *,
-    event_time: float | None = None,
-    command: AlarmCommand | None = None,
-    reason: str = "",
-    **changes: Any,
-) -> Step:
-    """The alarm with the changes, one revision on, and the record of it."""
-    after = msgspec.structs.replace(
-        alarm, revision=alarm.revision + 1, position=max(alarm.position, position), **changes
+
+def _entered(alarm: Alarm, cause: _Cause, event: Event, reason: str = "") -> Step:
+    """The alarm with its timers set for the state it is in now, and the record."""
+    timers = _timers(alarm, cause.policy, cause.at)
+    return _written(msgspec.structs.replace(alarm, **timers), cause, event, reason)
+
+
+def _written(alarm: Alarm, cause: _Cause, event: Event, reason: str = "") -> Step:
+    """The alarm one revision on, and the record."""
+    after = msgspec.structs.replace(alarm, revision=alarm.revision + 1, position=max(alarm.position, cause.position))
+    subject, command = cause.subject, cause.command
+    record = AlarmRecord(
+        device_id=subject.device_id,
+        kind=subject.kind,
+        alarm_id=after.alarm_id,
+        event=event,
+        state=after.state,
+        severity=_LABELS[after.severity],
+        revision=after.revision,
+        topic_id=subject.topic_id,
+        partition=subject.partition,
+        cause=after.cause,
+        position=after.position,
+        at=cause.at,
+        command_offset=after.command_offset,
+        acknowledged=after.acknowledged,
+        event_time=cause.event_time,
+        raised_event_time=after.raised_event_time,
+        raised_at=after.raised_at,
+        peak=_LABELS[after.peak] if after.peak else "",
+        repeats=after.repeats,
+        until=None if after.until == NEVER else after.until,
+        by="" if command is None else command.by,
+        reason=reason or ("" if command is None else command.reason),
+        command_id="" if command is None else command.command_id,
+        verdict=after.verdict,
+        site=subject.site,
+        room=subject.room,
+        evidence=after.evidence,
+        holds=after.holds,
     )
-    return after, (
-        AlarmRecord(
-            device_id=subject.device_id,
-            kind=subject.kind,
-            alarm_id=after.alarm_id,
-            event=event,
-            state=after.state,
-            severity=_LABELS[after.severity],
-            revision=after.revision,
-            topic_id=subject.topic_id,
-            partition=subject.partition,
-            cause=after.cause,
-            position=after.position,
-            at=at,
-            command_offset=after.command_offset,
-            acknowledged=after.acknowledged,
-            event_time=event_time,
-            raised_event_time=after.raised_event_time,
-            raised_at=after.raised_at,
-            peak=_LABELS[after.peak] if after.peak else "",
-            repeats=after.repeats,
-            until=after.until if after.until != _NEVER else None,
-            by="" if command is None else command.by,
-            reason=reason or ("" if command is None else command.reason),
-            command_id="" if command is None else command.command_id,
-            verdict=after.verdict,
-            site=subject.site,
-            room=subject.room,
-            evidence=after.evidence,
-            holds=after.holds,
-        ),
-    )
+    return after, (record,)
 
 
 # -- saving ----------------------------------------------------------------------------------------------
@@ -936,28 +712,21 @@ def unpack(value: bytes) -> Alarm:
 def restore(record: AlarmRecord, policy: Policy | None = None) -> Alarm:
     """The alarm that a record read back from Kafka describes.
 
-    A record does not tell what had begun and not yet happened, so that begins anew, on the safe side: an on- or
-    off-delay with the next observation, a reminder or automatic closing at the record's time. Of the commands only the
-    record's own is known by its id; all are by their offset.
+    A record does not tell what had begun and not yet happened, so that begins anew on the safe side: an on- or
+    off-delay with the next observation, reminders, escalation and automatic closing at the record's time. Of the
+    commands only the record's own is known by its id; the earlier ones are by their offset.
 
     Args:
-        policy: of its kind, if not the usual one.
+        policy: of its kind, where it is not the usual one.
+
+    Raises:
+        SmokeError: for a severity that there is not.
     """
-    policy = policy or POLICIES[record.kind]
-    severity = int(Severity.of(record.severity))
-    aside = record.state in _ASIDE
-    holds = record.holds or record.state in _HOLDING
-    if aside and not holds and not record.alarm_id:
-        severity = 0
-    trigger = max(record.cause, record.evidence.last_offset) if aside else record.cause
-    moment = record.event_time if record.event_time is not None else record.raised_event_time
-    if record.state in (State.SNOOZED, State.SHELVED, State.DISABLED):
-        timers = _silent(record.until)
-    else:
-        timers = _timers(policy, record.state, severity, record.acknowledged, record.repeats, record.at)
-    return Alarm(
+    holds = record.state in _HOLDING or (record.state in _ASIDE and record.holds)
+    moment = record.raised_event_time if record.event_time is None else record.event_time
+    alarm = Alarm(
         state=record.state,
-        severity=severity,
+        severity=int(Severity.of(record.severity)) if record.peak else 0,
         peak=int(Severity.of(record.peak)) if record.peak else 0,
         holds=holds,
         acknowledged=record.acknowledged,
@@ -969,11 +738,10 @@ def restore(record: AlarmRecord, policy: Policy | None = None) -> Alarm:
         raised_event_time=record.raised_event_time,
         raised_at=record.raised_at,
         repeats=record.repeats,
-        newest=-_NEVER if moment is None or not holds else moment,
-        trigger=trigger,
-        trigger_time=-_NEVER if moment is None else moment,
+        until=NEVER if record.until is None else record.until,
+        newest=moment if holds and moment is not None else -NEVER,
         verdict=record.verdict,
         commands=(record.command_id,) if record.command_id else (),
         evidence=record.evidence,
-        **timers,
     )
+    return msgspec.structs.replace(alarm, **_timers(alarm, policy or POLICIES[record.kind], record.at))
