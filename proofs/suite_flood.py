@@ -248,6 +248,7 @@ def _judged(
     first: dict[str, float] = {}
     urgent: dict[str, int] = {}
     summaries: dict[str, dict[str, float]] = defaultdict(dict)
+    counted_at: list[float] = []
     told = 0
     repeated = 0
     for at, title, text in received:
@@ -259,16 +260,26 @@ def _judged(
             urgent[message_id] = size
             for alarm_id in re.findall(r"alarm ([0-9a-f]{20})", text):
                 first.setdefault(alarm_id, at)
+            if "not named here" in text:
+                counted_at.append(at)
         else:
             group = re.findall(r"site-\d+", title)[0]
             summaries[group].setdefault(message_id, at)
             told += 0 if again else size
+    named = len(critical & first.keys())
+    # A message names 50 and counts the rest. Which those are it does not say, so the latest such message is taken.
+    if counted_at and sum(urgent.values()) >= len(critical):
+        for alarm_id in critical - first.keys():
+            first[alarm_id] = max(counted_at)
     delays = sorted(first[alarm_id] - appended[alarm_id] for alarm_id in critical & first.keys())
     # Without the time from a kill until the notifier said again that it runs; with it is the other figure.
+    dead: list[tuple[float, float]] = []
+    for start, end in outages:
+        dead.append((max(start, dead[-1][1]) if dead else start, end))
     running = [
         first[alarm_id]
         - appended[alarm_id]
-        - sum(max(0.0, min(end, first[alarm_id]) - max(start, appended[alarm_id])) for start, end in outages)
+        - sum(max(0.0, min(end, first[alarm_id]) - max(start, appended[alarm_id])) for start, end in dead)
         for alarm_id in critical & first.keys()
     ]
     most = max(
@@ -289,7 +300,9 @@ def _judged(
         "most_summaries_in_a_window": most,
         "summaries_by_group": dict(sorted(Counter({group: len(ids) for group, ids in summaries.items()}).items())),
         "seconds_from_kill_to_running": [round(end - start, 1) for start, end in outages],
-        "critical_not_named": missing,
+        "critical_named": named,
+        "critical_named_or_counted": len(critical) - len(missing),
+        "critical_missing": missing,
         "critical_delay_s": {
             "p50": round(delays[len(delays) // 2], 3) if delays else None,
             "max": round(delays[-1], 3) if delays else None,

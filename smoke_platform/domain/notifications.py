@@ -37,7 +37,7 @@ WINDOW_S = 600.0
 GATHER_S = 5.0
 #: Critical alarms that follow a critical message are merged for this long. The limit from alarm to receipt is 10 s; the
 #: rest is for the way.
-URGENT_EVERY_S = 8.0
+URGENT_EVERY_S = 7.0
 #: More alarms than this are counted, not named.
 MOST_NAMED = 50
 #: What is no longer an alarm is remembered this long, so that a late record of a paused detector is still known as old.
@@ -470,7 +470,7 @@ class Post:
 
     def _judge(self, held: _Held, now: float) -> None:
         note = held.note
-        aside = note.state in _ASIDE or note.state is State.ACKNOWLEDGED
+        aside = note.state in _ASIDE or note.state is State.ACKNOWLEDGED or note.event is Event.ACKNOWLEDGED
         if note.event is Event.ESCALATED and note.alarm_id and note.state not in (State.SHELVED, State.DISABLED):
             held.ended = []
             self._tell(note, now, urgent=_is_critical(note))  # worse than what was acknowledged or snoozed
@@ -528,8 +528,13 @@ class Post:
     def _withdraw(self, key: Key, now: float) -> None:
         """Somebody has seen the alarm or has set it aside: what was not sent yet is not sent."""
         for channel in self.plan.channels:
-            if self._take_out(channel, key) is not None:
-                self.withdrawn[channel] += 1
+            group = self._where[channel].get(key)
+            if group is not None:
+                waiting = self._buckets[channel][group].notes[_slot(key)]
+                # The end of what was told is still news to whoever was told.
+                if not (waiting.over and channel in self._held[key].told):
+                    self._take_out(channel, key)
+                    self.withdrawn[channel] += 1
             for message in [each for each in self._messages[channel].values() if not each.under_way]:
                 kept = [note for note in message.notes if note.key != key or note.over]
                 if len(kept) < len(message.notes):

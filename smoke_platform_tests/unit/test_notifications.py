@@ -135,6 +135,30 @@ def test_an_acknowledged_alarm_is_not_told_any_more() -> None:
     assert box.unsettled() == {}
 
 
+@pytest.mark.parametrize("state", [State.LATCHED, State.CLEARED])
+def test_an_acknowledged_alarm_whose_condition_is_over_is_not_told(state: State) -> None:
+    """Somebody who has a latched alarm in hand would be called again."""
+    box = post()
+    box.take(record(), 0, 0, 100.0)
+    box.take(record(event=Event(state.value), state=state, position=2), 0, 1, 101.0)
+    box.take(record(event=Event.ACKNOWLEDGED, state=state, position=3, acknowledged=True), 0, 2, 102.0)
+    assert send_all(box, 200.0) == []
+
+
+def test_the_end_of_what_was_told_is_news_also_after_an_acknowledgement() -> None:
+    """Others than the one who acknowledged would go on worrying."""
+    box = post()
+    box.take(record(severity="critical"), 0, 0, 100.0)
+    send_all(box, 100.0)
+    box.take(record(event=Event.CLEARED, state=State.CLEARED, severity="critical", position=2), 0, 1, 101.0)
+    acknowledged = record(
+        event=Event.ACKNOWLEDGED, state=State.CLEARED, severity="critical", position=3, acknowledged=True
+    )
+    box.take(acknowledged, 0, 2, 102.0)
+    (message,) = send_all(box, 200.0)
+    assert WORDS.title(message) == "Over: 1 alarm at hq"
+
+
 def test_what_was_acknowledged_leaves_a_message_that_waits_for_its_next_attempt() -> None:
     """A channel that comes back after an outage would tell of alarms that are long in hand."""
     box = post()
