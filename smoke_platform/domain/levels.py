@@ -53,8 +53,8 @@ def smoke_of_obscuration(decibel_per_metre: float) -> float:
 SMOKE_WARNING, SMOKE_ALARM, SMOKE_DENSE = 1_300.0, 2_600.0, 5_300.0
 
 _SMOKE_SOURCE = (
-    "LOW: 24 h limit of the US EPA (1997 to 2006: 65, since 2006: 35). The others: 0.05, 0.1 and 0.2 dB/m, the span in "
-    "which EN 14604 and EN 54-7 let smoke alarms respond, at 8.7 m2/g (Mulholland and Croarkin 2000)"
+    "LOW: 24 h limit of the US EPA. The others: 0.05, 0.1 and 0.2 dB/m, the span in "
+    "which smoke alarms after EN 14604 and EN 54-7 respond, at 8.7 m2/g (Mulholland and Croarkin 2000)"
 )
 
 LEVELS: Final[tuple[Level, ...]] = (

@@ -61,11 +61,17 @@ GAP_S = RESET_GAP_S
 HOLD_S = 300.0
 
 
+#: How fast the reference of ``warmer`` follows the temperature: slower than any rate of rise that is a sign of fire.
+FOLLOW_K_PER_MIN = 2.0
+
+
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A signal and its two limits. Signals: a sensor, a feature, ``smoke`` or ``model``.
+    """A signal and its two limits. Signals: a sensor, a feature, ``smoke``, ``model`` or ``warmer``.
 
-    ``smoke`` is the greater of pm1_0 and pm2_5, as far as measured, in ug/m3; ``model`` is score / threshold.
+    ``smoke`` is the greater of pm1_0 and pm2_5, as far as measured, in ug/m3; ``model`` is score / threshold;
+    ``warmer`` is the present temperature less a reference that follows it by ``FOLLOW_K_PER_MIN``: rates of rise
+    smooth over ten seconds, so that one spike is in them for longer than it lasted.
     """
 
     signal: str
@@ -104,6 +110,9 @@ def _heat_rate(raises_at: float, clears_below: float) -> Term:
     return Term("temperature_c_rate", raises_at, clears_below, "K/min")
 
 
+_WARMER = Term("warmer", 1.0, 0.5, "K")
+
+
 def _smoke(raises_at: float, clears_below: float) -> Term:
     return Term("smoke", raises_at, clears_below, "ug/m3")
 
@@ -125,10 +134,10 @@ RULES: Final[tuple[Rule, ...]] = (
         "heat_rise",
         _HIGH,
         "heat",
-        (_heat_rate(8.3, 4.0), Term("temperature_c_rise", 5.0, 2.5, "K")),
+        (_heat_rate(8.3, 4.0), Term("temperature_c_rise", 5.0, 2.5, "K"), _WARMER),
         3,
         2,
-        "NFPA 72: 15 degF (8.3 K) a minute; within EN 54-5 class A1R. That it must have risen by 5 K: judgement",
+        "NFPA 72: 15 degF (8.3 K) a minute. That it must have risen by 5 K in all: judgement",
         "it becomes hot fast",
     ),
     Rule(
@@ -145,7 +154,7 @@ RULES: Final[tuple[Rule, ...]] = (
         "smoke_growth",
         _LOW,
         "smoke",
-        (Term("pm2_5_score", 0.9, 0.75, "1"), Term("pm2_5_rise", SMOKE_WARNING / 2, SMOKE_WARNING / 4, "ug/m3")),
+        (Term("pm2_5_score", 0.9, 0.75, ""), Term("pm2_5_rise", SMOKE_WARNING / 2, SMOKE_WARNING / 4, "ug/m3")),
         10,
         3,
         "judgement: nine spreads above the device's own normal, and a quarter of what a smoke alarm needs",
@@ -175,7 +184,7 @@ RULES: Final[tuple[Rule, ...]] = (
         "smoke_and_heat",
         _HIGH,
         "heat",
-        (_heat_rate(2.5, 1.0), _smoke(100, 50)),
+        (_heat_rate(2.5, 1.0), _smoke(100, 50), _WARMER),
         3,
         2,
         "judgement, after multi-sensor detectors: a third of the rate of rise suffices beside particles",
@@ -292,7 +301,11 @@ _MOVING_COLUMNS = np.array([_PLACE[name] for name in MOVING])
 
 def _conditions() -> list[tuple[Term, Term, float, int]]:
     """First and second term (the same where there is one), seconds and readings of each asserted condition."""
-    found = [(rule.terms[0], rule.terms[-1], rule.persist_s, rule.readings) for rule in RULES[:_R]]
+    found = []
+    for rule in RULES[:_R]:
+        # ``warmer`` rests on the device's state and is looked at apart.
+        terms = [term for term in rule.terms if term is not _WARMER]
+        found.append((terms[0], terms[-1], rule.persist_s, rule.readings))
     for fault in DRIFTING:
         prefix = "" if fault.direction > 0 else "-"
         raises_at, holds_from = fault.direction * fault.raises_at, fault.direction * fault.holds_from
@@ -317,6 +330,8 @@ _RAISE = np.array([term.raises_at for term in _BOTH_TERMS], dtype=np.float64)
 _CLEAR = np.array([term.clears_below for term in _BOTH_TERMS], dtype=np.float64)
 _PERSIST = np.array([seconds for *_, seconds, _ in _CONDITIONS], dtype=np.float64)
 _READINGS = np.array([readings for *_, readings in _CONDITIONS], dtype=np.float64)
+_NEED_WARMER = np.array([_WARMER in rule.terms for rule in RULES[:_R]] + [False] * len(DRIFTING))
+_TEMPERATURE = MOVING.index("temperature_c")
 _RAISED_SENSORS = FEATURE_NAMES.index("raised_sensors")
 
 _WARNS = np.flatnonzero([rule.severity >= Severity.MEDIUM for rule in RULES[:_R]])
@@ -365,13 +380,15 @@ _AT_LEAST_ONE = np.maximum(_BITS_SET, 1.0)
 
 # Columns of a device's row: its clock; for each condition the readings in which it held (inf: asserted), since when,
 # and when its sensors last said something; for each moving sensor its last value, how often and since when that
-# repeats, its last step, its zigzag; the sensors seen so far as bits, the shares of quality, refused values.
+# repeats, its last step, its zigzag; the sensors seen so far as bits, the shares of quality, refused values, and the
+# reference of ``warmer``.
 _CLOCK = 0
 _COUNT, _SINCE, _KNOWN = (slice(1 + k * _A, 1 + (k + 1) * _A) for k in range(3))
 _FROM = 1 + 3 * _A
 _VALUE, _SAME, _SAME_SINCE, _STEP, _ZIGZAG = (slice(_FROM + k * _M, _FROM + (k + 1) * _M) for k in range(5))
 _SEEN, _MISSING, _REJECTED, _LATE, _OUT = range(_FROM + 5 * _M, _FROM + 5 * _M + 5)
-STATE_WIDTH = _OUT + 1
+_REFERENCE = _OUT + 1
+STATE_WIDTH = _REFERENCE + 1
 
 _READING, _REFUSED, _IMPOSSIBLE = 0, 1, 2
 #: A threshold of zero takes everything for a fire; it is divided by.
@@ -383,7 +400,7 @@ _BLOCK_ROWS = 1_024
 
 def _version() -> str:
     parts = (
-        [KERNEL_REVISION, GAP_S, HOLD_S, FEATURE_SET_HASH, STATE_WIDTH],
+        [KERNEL_REVISION, GAP_S, HOLD_S, FOLLOW_K_PER_MIN, FEATURE_SET_HASH, STATE_WIDTH],
         [astuple(rule) for rule in RULES],
         [astuple(fault) for fault in FAULTS],
         [MOVING, f.NOISE_READINGS, f.NOISE_CAP, f.OUT_OF_RANGE_LEAK, f.OUT_OF_RANGE_MOST],
@@ -439,6 +456,7 @@ def _blank(rows: int) -> Floats:
     table[:, _CLOCK] = -np.inf
     table[:, _KNOWN] = -np.inf
     table[:, _VALUE] = np.nan
+    table[:, _REFERENCE] = np.nan
     return table
 
 
@@ -601,10 +619,10 @@ def _advance(
     codes: npt.NDArray[np.uint8] | None = None,
 ) -> Floats:
     """Moves the rows of ``slots`` (each once) on by one message and returns them, float64 ``[m, STATE_WIDTH]``."""
-    before = table[slots]
+    before = table.take(slots, axis=0)
     clock = before[:, _CLOCK]
     newer = np.asarray(times > clock)
-    if newer.all():
+    if np.count_nonzero(newer) == len(newer):
         after = _advance_reading(before, times, over, ended, silent, values, present, quiet)
     else:
         after = before.copy()
@@ -651,8 +669,20 @@ def _advance_reading(
     gap = now - rows[:, :1] > GAP_S
     count, known = rows[:, _COUNT], rows[:, _KNOWN]
     calm = quiet[:, None]
+    temperature, reference = values[:, _TEMPERATURE], rows[:, _REFERENCE]
+    most = (times - rows[:, _CLOCK]) * (FOLLOW_K_PER_MIN / 60.0)
+    followed = reference + np.minimum(np.maximum(temperature - reference, -most), most)
+    # NaN, where there is no temperature or no reference, is passed on by both.
+    reference = np.where(
+        np.isnan(followed) | gap[:, 0], np.where(np.isnan(temperature), reference, temperature), followed
+    )
+    rows[:, _REFERENCE] = reference
     # Nearly always nothing is beyond a limit or on its way, and then none of this would change anything.
-    if over.any() or count.any():
+    # (Counting is several times as fast as ``any`` on arrays of this size.)
+    if np.count_nonzero(over) or np.count_nonzero(count):
+        warmer = (temperature - reference)[:, None]
+        over = over & ~(_NEED_WARMER & ~(warmer >= _WARMER.raises_at))
+        ended = ended | (_NEED_WARMER & (warmer < _WARMER.clears_below))
         # The band between the limits keeps what is; silence keeps it too, but not for ever.
         kept = ~ended & ~(silent & (now - known > HOLD_S)) & ((count == np.inf) | ~gap)
         count = np.where(kept, count, 0.0)
@@ -703,19 +733,19 @@ def _verdicts(rows: Floats) -> Verdicts:
     zigzag, out = rows[:, _ZIGZAG], rows[:, _OUT]
     bits = sums[:, 1]
     stuck = (rows[:, _SAME] >= f.STUCK_READINGS) & (rows[:, :1] - rows[:, _SAME_SINCE] >= f.STUCK_S)
-    if stuck.any():
+    if np.count_nonzero(stuck):
         bits = bits + stuck @ _STUCK_BITS
     held = np.zeros(len(rows), dtype=np.bool_)
     shaky = zigzag >= _NOISE_HOLD
-    if shaky.any():
+    if np.count_nonzero(shaky):
         bits = bits + (zigzag >= _NOISE_RAISE) @ _NOISY_BITS
         held |= shaky.any(axis=1)
-    if out.any():
+    if np.count_nonzero(out):
         bits = bits + (out >= f.OUT_OF_RANGE_RAISE) * _OUT_BIT
         held |= out >= f.OUT_OF_RANGE_HOLD
     faults = bits.astype(np.uint32)
     fault_level = np.zeros(len(rows), dtype=np.uint8)
-    if bits.any():
+    if np.count_nonzero(bits):
         held |= faults > 0
         serious = (faults & np.uint32(_SERIOUS_FAULTS)) > 0
         # A fire is never reported as a broken sensor.
