@@ -114,14 +114,42 @@ def test_a_snapshot_does_not_change_and_the_version_says_when_to_look(
     assert registry.devices() == {}
 
 
-def test_a_first_reading_never_overrules_an_entry(registry: DeviceRegistry, settings: Settings, topic: str) -> None:
+def test_a_first_reading_never_overrules_an_entry(
+    registry: DeviceRegistry, settings: Settings, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An operator's site and interval must survive a detector that sees the device for the first time."""
     assert registry.put([BY_READING]) == 1
-    send(settings, topic, ("a", encode(BY_HAND)))
-    # At once: the registry has not read the operator's entry yet, unless it looks before it writes.
-    assert registry.put([BY_READING, first_seen("b", [], 3.0)]) == 1
+    take = registry._take
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.3)
+        take(*arguments)
+
+    # A reader that is behind: the operator's entry is in the topic and has not been read.
+    monkeypatch.setattr(registry, "_take", slowly)
+    send(settings, topic, ("c", encode(Device(device_id="c", source=OPERATOR))), ("a", encode(BY_HAND)))
+    assert registry.put([BY_READING, first_seen("b", [], 3.0), first_seen("c", [], 3.0)]) == 1
     assert registry.get("a") == BY_HAND
     assert registry.get("b").source == "first_seen"
+
+
+def test_an_entry_that_comes_between_look_and_write_is_written_again(
+    registry: DeviceRegistry, settings: Settings, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The detector has looked, the operator enters the device, the detector writes: the operator's must stay."""
+    write = registry._write
+    between = [("a", encode(BY_HAND))]
+
+    def too_late(*arguments: Any) -> dict[int, int]:
+        while between:
+            send(settings, topic, between.pop())
+        return write(*arguments)
+
+    monkeypatch.setattr(registry, "_write", too_late)
+    assert registry.put([BY_READING]) == 1
+    assert registry.get("a") == BY_HAND
+    log = records(settings, topic)[partition_of("a", PARTITIONS)]
+    assert [value for _, value in log] == [encode(BY_HAND), encode(BY_READING), encode(BY_HAND)]
 
 
 def test_an_entry_that_was_overlaid_in_a_race_is_written_again(

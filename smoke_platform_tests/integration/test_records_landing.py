@@ -335,21 +335,18 @@ def test_topics_made_anew_are_landed_from_their_start(
     """Offsets begin at 0 again: by number alone the new alarms would be taken for landed ones."""
     table = tables["alarms"]
     send(platform, table, [alarm(number) for number in range(30)])
-    companion = RecordsLanding(platform, tables=[table], every_s=0.05)
-    companion.start()
+    companion = RecordsLanding(platform, tables=[table])
     try:
-        wait_for(lambda: len(places(platform, "alarms")) == 30)
+        wait_for(lambda: companion.round() and len(places(platform, "alarms")) == 30)
         admin = AdminClient({"bootstrap.servers": platform.brokers})
         admin.delete_topics([table.topic])[table.topic].result(30)
         wait_for(lambda: table.topic not in admin.list_topics(timeout=10).topics)
         make_topic(partitions=PARTITIONS, name=table.topic, message_timestamp_type="LogAppendTime")
         # More than before, so that the old position points into the middle of the new log.
         send(platform, table, [alarm(number) for number in range(100, 180)])
-        wait_for(lambda: len(places(platform, "alarms")) >= 110)
+        wait_for(lambda: companion.round() and len(places(platform, "alarms")) >= 110)
     finally:
-        companion.stop()
-        assert companion.ended(30)
-    companion.check()
+        companion.close()
     known = rows(platform, "alarms")
     assert sorted(known["revision"]) == [*range(30), *range(100, 180)]
     assert known["record_topic_id"].n_unique() == 2
@@ -421,6 +418,42 @@ def test_a_fault_of_the_records_is_the_runs_fault(platform: Settings, tables: Ta
         Landing(platform, "test", companion=companion).run()
     assert not probe(lease_path(platform)).held
     assert len(places(platform, "alarms")) == 1
+
+
+class Busy:
+    """A companion that has work until it was asked some times."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.log: list[str] = []
+
+    def start(self) -> None:
+        self.log.append("start")
+
+    def check(self) -> None: ...
+
+    @property
+    def quiet(self) -> bool:
+        self.asked += 1
+        return self.asked > 10
+
+    @property
+    def stuck(self) -> bool:
+        return False
+
+    def stop(self, *, finish: bool = False) -> None:
+        self.log.append("finish" if finish else "stop")
+
+    def ended(self, timeout_s: float) -> bool:
+        return True
+
+
+def test_a_run_for_want_of_readings_ends_only_when_alarms_have_landed(platform: Settings) -> None:
+    """A long backlog of predictions would otherwise need a new run every minute."""
+    busy = Busy()
+    report = Landing(platform.model_copy(update={"stream_idle_seconds": 0.01}), "test", companion=busy).run()
+    assert (report.ended, busy.asked) == ("idle", 11)
+    assert busy.log[:2] == ["start", "stop"]
 
 
 def test_old_predictions_leave_the_lake_and_others_stay(platform: Settings, tables: Tables) -> None:
