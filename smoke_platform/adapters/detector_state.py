@@ -15,7 +15,7 @@ from time import monotonic
 import msgspec
 
 from smoke_platform.adapters.kafka_bulk import BulkConsumer, TopicWatcher
-from smoke_platform.domain.alarms import AlarmRecord, decode_record
+from smoke_platform.domain.alarms import decode_record
 from smoke_platform.domain.detection import DeviceChunk, Engine
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.topics import ALARM_COMMANDS, ALARMS, DETECTOR_STATE, PREDICTIONS
@@ -152,33 +152,8 @@ class StateReader:
             StateUnreadable: where the broker does not give it all in time.
         """
         partitions = sorted(checkpoints)
-        chunks: dict[int, dict[int, DeviceChunk]] = {number: {} for number in partitions}
-        standing: dict[int, set[int]] = {number: set() for number in partitions}
-        for partition, key, value in self._read(DETECTOR_STATE, _begin(checkpoints, "state")):
-            number = _chunk_number(key)
-            chunk = None if value is None else decode_chunk(value)
-            if value is None:
-                standing[partition].discard(number)
-            else:
-                standing[partition].add(number)
-            if chunk is None or chunk.topic_id != engine.topic_id:
-                chunks[partition].pop(number, None)
-            else:
-                chunks[partition][number] = chunk
-
-        devices = dict.fromkeys(partitions, 0)
-        for partition, found in chunks.items():
-            # In rising order: places are given anew, so that a device only ever moves to a lower chunk, which the next
-            # snapshot writes first.
-            for number in sorted(found):
-                devices[partition] += engine.restore(found[number])
-        records = dict.fromkeys(partitions, 0)
-        for partition, _, value in self._read(ALARMS, _begin(checkpoints, "alarms")):
-            record = None if value is None else _record(value)
-            if record is not None:
-                engine.restore_record(record)
-                records[partition] += 1
-
+        standing, devices = self._restore_devices(engine, _begin(checkpoints, "state"))
+        records = self._restore_alarms(engine, _begin(checkpoints, "alarms"))
         marks = {name: self._topics[name].watermarks(partitions) for name in (self._readings, ALARMS, ALARM_COMMANDS)}
         restored: dict[int, Restored] = {}
         for partition, checkpoint in checkpoints.items():
@@ -194,6 +169,47 @@ class StateReader:
                 lost=0 if wanted is None else max(0, low - wanted),
             )
         return restored
+
+    def _restore_devices(self, engine: Engine, begin: Mapping[int, int]) -> tuple[dict[int, set[int]], dict[int, int]]:
+        """Of each partition the chunks that stand in the topic, and how many devices came back."""
+        chunks: dict[int, dict[int, DeviceChunk]] = {number: {} for number in begin}
+        standing: dict[int, set[int]] = {number: set() for number in begin}
+        for partition, key, value in self._read(DETECTOR_STATE, begin):
+            number = _chunk_number(key)
+            chunk = None if value is None else decode_chunk(value)
+            if value is None:
+                standing[partition].discard(number)
+            else:
+                standing[partition].add(number)
+            if chunk is None or chunk.topic_id != engine.topic_id:
+                chunks[partition].pop(number, None)
+            else:
+                chunks[partition][number] = chunk
+        devices = dict.fromkeys(begin, 0)
+        for partition, found in chunks.items():
+            # In rising order: places are given anew, so that a device only ever moves to a lower chunk, which the next
+            # snapshot writes first.
+            for number, chunk in sorted(found.items()):
+                try:
+                    devices[partition] += engine.restore(chunk)
+                except (ValueError, msgspec.MsgspecError) as error:
+                    log.warning("chunk %d of partition %d is left out: %s", number, partition, error)
+        return standing, devices
+
+    def _restore_alarms(self, engine: Engine, begin: Mapping[int, int]) -> dict[int, int]:
+        """How many records of each partition were taken in."""
+        records = dict.fromkeys(begin, 0)
+        for partition, _, value in self._read(ALARMS, begin):
+            if value is None:
+                continue
+            try:
+                engine.restore_record(decode_record(value))
+            except (SmokeError, ValueError) as error:
+                # A restart must not fail for what somebody else wrote there; the landing keeps its bytes.
+                log.warning("a message of %s, partition %d, is left out: %s", ALARMS, partition, error)
+            else:
+                records[partition] += 1
+        return records
 
     def _read(self, topic: str, begin: Mapping[int, int]) -> Iterator[tuple[int, bytes, bytes | None]]:
         """(partition, key, value) of everything from ``begin`` to the present end of each partition."""
@@ -232,12 +248,3 @@ def _within(position: int, marks: tuple[int, int]) -> int:
 def _chunk_number(key: bytes) -> int:
     text = key.rpartition(b"/")[2]
     return int(text) if text.isdigit() else -1
-
-
-def _record(value: bytes) -> AlarmRecord | None:
-    try:
-        return decode_record(value)
-    except SmokeError as error:
-        # A restart must not fail for a message that somebody else wrote there; the landing keeps its bytes.
-        log.warning("a message of %s is left out: %s", ALARMS, error)
-        return None

@@ -39,6 +39,10 @@ KINDS: tuple[Kind, ...] = (Kind.FIRE, Kind.SENSOR_FAULT, Kind.DATA_QUALITY, Kind
 _COLUMN = {kind: column for column, kind in enumerate(KINDS)}
 _OFFLINE = _COLUMN[Kind.OFFLINE]
 
+#: A device's clock counts as set back after this many readings in a row that are this far behind it, in seconds.
+CLOCK_SET_BACK_READINGS = 10
+CLOCK_SET_BACK_S = 600.0
+
 #: Devices whose state one process keeps, and one snapshot message holds.
 MOST_DEVICES = 200_000
 CHUNK_DEVICES = 128
@@ -107,6 +111,7 @@ class DeviceChunk(msgspec.Struct, kw_only=True, frozen=True):
         ids: devices, empty where a place is free.
         features, rules: their tables' rows, float64, little-endian.
         heard: append time of the last message of each, epoch seconds; ``last``: its offset.
+        behind: int64, how many readings in a row were far behind each one's clock.
         known: offset up to which each one's state reaches. Beyond ``last`` where others' messages came after it; beyond
             the partition's newest while a replay is under way.
         alarms: (place in ``ids``, kind, packed alarm).
@@ -124,6 +129,7 @@ class DeviceChunk(msgspec.Struct, kw_only=True, frozen=True):
     heard: bytes
     last: bytes
     known: bytes
+    behind: bytes
     alarms: list[tuple[int, str, bytes]]
     groups: list[tuple[str, bytes]]
 
@@ -214,19 +220,24 @@ class Engine:
             # A device's good and bad messages must be taken in their order.
             middle = len(batch.values) // 2
             return _joined(self.take(batch.part(0, middle), scorer), self.take(batch.part(middle, None), scorer))
+        times, sensors = decoded.event_time_s, decoded.sensors
+        behind = self._behind(slots, times)
+        if behind.any() and _repeated(slots[behind], slots):
+            middle = len(batch.values) // 2
+            return _joined(self.take(batch.part(0, middle), scorer), self.take(batch.part(middle, None), scorer))
         offsets = np.array(batch.offsets, dtype=np.int64)[rows]
         appended = np.array(batch.append_times_ms, dtype=np.float64)[rows] / 1000.0
-        times, sensors = decoded.event_time_s, decoded.sensors
         fresh = offsets > self._columns.known[slots]
         skipped = 0
         if not fresh.all():
             skipped = int((~fresh).sum())
             partitions, offsets, appended = partitions[fresh], offsets[fresh], appended[fresh]
-            times, sensors, slots = times[fresh], sensors[fresh], slots[fresh]
+            times, sensors, slots, behind = times[fresh], sensors[fresh], slots[fresh], behind[fresh]
         records = self._refuse(batch, refusals)
         scores = np.empty(0)
         levels, hits = np.empty(0, np.uint8), np.empty(0, np.uint32)
         if len(slots):
+            self._follow_clocks(slots, behind)
             rows_of_features = features.step(self._features, slots, times, sensors)
             scores = _scores(scorer, rows_of_features)
             threshold = None if scorer is None else scorer.threshold
@@ -249,6 +260,35 @@ class Engine:
             rejects=Counter(reject.reason for _, reject in refused),
             skipped=skipped,
         )
+
+    def _behind(self, slots: Integers, times: Floats) -> Flags:
+        """Which readings are far behind their device's clock, be it by an earlier one or by one of this batch."""
+        clocks = self._features.clocks(slots)
+        if len(slots) and times.min() < times.max() - CLOCK_SET_BACK_S:
+            newest = np.full(int(slots.max()) + 1, -np.inf)
+            np.maximum.at(newest, slots, times)
+            clocks = np.maximum(clocks, newest[slots])
+        behind: Flags = times < clocks - CLOCK_SET_BACK_S
+        return behind
+
+    def _follow_clocks(self, slots: Integers, behind: Flags) -> None:
+        """Forgets a device whose clock was set back, so that its readings count again.
+
+        A single old reading is late and says nothing about now. When nothing but old ones come, the clock is another
+        one: a detector whose clock fails must not be deaf for as long as it was wrong.
+        """
+        columns = self._columns
+        if not behind.any():
+            columns.behind[slots] = 0
+            return
+        columns.behind[slots[~behind]] = 0
+        late = slots[behind]
+        columns.behind[late] += 1
+        anew = late[columns.behind[late] >= CLOCK_SET_BACK_READINGS]
+        if len(anew):
+            self._features.clear(anew)
+            self._rules.clear(anew)
+            columns.behind[anew] = 0
 
     def _observe(
         self,
@@ -665,6 +705,7 @@ class Engine:
             heard=columns.heard[taken].astype("<f8").tobytes(),
             last=columns.last[taken].astype("<i8").tobytes(),
             known=np.maximum(columns.known[taken], self.newest(partition)).astype("<i8").tobytes(),
+            behind=columns.behind[taken].astype("<i8").tobytes(),
             alarms=alarms,
             groups=groups if chunk == 0 else [],
         )
@@ -700,6 +741,7 @@ class Engine:
             self._columns.heard[rows] = heard[chosen]
             self._columns.last[rows] = last[chosen]
             self._columns.known[rows] = known[chosen]
+            self._columns.behind[rows] = np.frombuffer(chunk.behind, "<i8")[chosen]
         slot_at = dict(zip(wanted, slots, strict=True))
         for place, kind, packed in chunk.alarms:
             if place in slot_at:
@@ -742,6 +784,12 @@ _OFFLINE_SEVERITY = int(Severity.HIGH)
 _PIPELINE_SEVERITY = int(Severity.CRITICAL)
 
 
+def _repeated(some: Integers, slots: Integers) -> bool:
+    """Whether one of ``some`` occurs more than once in ``slots``."""
+    found, counts = np.unique(slots, return_counts=True)
+    return not set(some.tolist()).isdisjoint(found[counts > 1].tolist())
+
+
 def _joined(first: Outcome, second: Outcome) -> Outcome:
     return Outcome(
         records=first.records + second.records,
@@ -766,7 +814,19 @@ def _scores(scorer: Scorer | None, rows: features.Features) -> Floats:
 class _Columns:
     """What is kept of each slot beside features and rules, as arrays that grow by half."""
 
-    __slots__ = ("busy", "due", "heard", "in_service", "interval", "known", "last", "offline", "partition", "site")
+    __slots__ = (
+        "behind",
+        "busy",
+        "due",
+        "heard",
+        "in_service",
+        "interval",
+        "known",
+        "last",
+        "offline",
+        "partition",
+        "site",
+    )
 
     def __init__(self, capacity: int) -> None:
         self.partition: Integers = np.zeros(capacity, dtype=np.int64)
@@ -778,6 +838,8 @@ class _Columns:
         self.last: Integers = np.full(capacity, -1, dtype=np.int64)
         #: What lies at or below this offset is in the device's state.
         self.known: Integers = np.full(capacity, -1, dtype=np.int64)
+        #: How many readings in a row were far behind the device's clock.
+        self.behind: Integers = np.zeros(capacity, dtype=np.int64)
         #: Whether the device is known to be silent.
         self.offline: Flags = np.zeros(capacity, dtype=np.bool_)
         #: By kind: whether a reading without any finding still concerns the alarm, and when time does.

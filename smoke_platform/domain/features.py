@@ -171,6 +171,11 @@ class FeatureState:
         """Greatest event time of this slot in epoch seconds, -inf before its first reading."""
         return float(self.table[slot, _CLOCK])
 
+    def clocks(self, slots: Integers) -> Floats:
+        """The same of several slots: float64 ``[k]``."""
+        clocks: Floats = self.table[slots, _CLOCK]
+        return clocks
+
     def clear(self, slots: Integers) -> None:
         """Forgets what is known of these slots."""
         self.table[slots] = _blank(1)

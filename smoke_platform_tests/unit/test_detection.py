@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import numpy as np
@@ -222,6 +223,54 @@ def test_no_restart_misses_an_alarm_or_raises_it_twice(seed: int, small_chunks: 
             assert records[-1].state is expected[key][-1].state
             assert records[-1].severity == expected[key][-1].severity
         assert by_alarm(written).keys() == expected.keys()
+
+
+def dated(messages: tuple[Message, ...], device: bytes, days: float, first: int) -> list[Message]:
+    """The messages with one device's clock set back from its message ``first`` on."""
+    changed: list[Message] = []
+    for partition, offset, key, value, at in messages:
+        if key == device and offset >= first and _is_json(value):
+            fields = json.loads(value)
+            moment = datetime.fromisoformat(fields["event_time"]).timestamp() - days * 86_400
+            fields["event_time"] = datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z")
+            value = json.dumps(fields).encode()  # noqa: PLW2901 - the message as it is sent
+        changed.append((partition, offset, key, value, at))
+    return changed
+
+
+@pytest.mark.parametrize("size", [1, 13, 2_000])
+def test_a_fire_is_found_though_the_clock_was_set_back(size: int) -> None:
+    """A detector that forgot the date at a power cut must still be heard, whatever year it says."""
+    messages = dated(recording(), b"d0", 1_500.0, first=30)
+    machine, records = engine(), []
+    for begin in range(0, len(messages), size):
+        records += machine.take(batch_of(messages[begin : begin + size]), SmokeModel()).records
+    found = {(record.device_id, record.cause) for record in records if record.kind is Kind.FIRE}
+    assert {device for device, _ in found} == {"d0", "d2", "d4", "d6"}
+    raised = {record.device_id: record.cause for record in undisturbed()[0] if record.event is Event.RAISED}
+    assert dict(found)["d0"] - raised["d0"] < 30
+
+
+def test_a_late_reading_says_nothing_about_now() -> None:
+    """A reading that was held up for an hour must not stop or start an alarm."""
+    late = [
+        message for message in dated(recording(), b"d0", 0.1, first=0) if message[2] == b"d0" and _is_json(message[3])
+    ]
+    mixed: list[Message] = []
+    shift: dict[int, int] = defaultdict(int)
+    for partition, offset, key, value, at in recording():
+        mixed.append((partition, offset + shift[partition], key, value, at))
+        if key == b"d0" and late:
+            shift[partition] += 1
+            mixed.append((partition, offset + shift[partition], key, late.pop(0)[3], at))
+    found = engine().take(batch_of(mixed), SmokeModel()).records
+    assert fires(found) == fires(undisturbed()[0])
+
+
+def fires(records: Iterable[AlarmRecord]) -> list[tuple[str, float | None]]:
+    """Who burns, and since when on the device's clock."""
+    raised = [record for record in records if record.kind is Kind.FIRE and record.event is Event.RAISED]
+    return sorted((record.device_id, record.event_time) for record in raised)
 
 
 def test_a_device_out_of_service_raises_nothing() -> None:
