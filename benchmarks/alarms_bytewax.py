@@ -53,7 +53,6 @@ def run(spec: ChildSpec) -> None:
         [spec.topic],
         starting_offset=OFFSET_BEGINNING,
         batch_size=2_000,
-        add_config={"fetch.wait.max.ms": "20"},
     )
     messages = op.input("readings", flow, source)
     good = op.filter("good", messages, lambda message: isinstance(message, KafkaSourceMessage))

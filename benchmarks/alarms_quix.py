@@ -30,7 +30,6 @@ def run(spec: ChildSpec) -> None:
             auto_create_topics=False,
             use_changelog_topics=False,
             state_dir=state,
-            consumer_extra_config={"fetch.wait.max.ms": 20},
             producer_extra_config={"linger.ms": 0, "acks": "all"},
             loglevel="WARNING",
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from proofs import suite_flood
+from proofs import suite_flood, suite_machine
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.settings import load_settings
 from smoke_platform.verification.run import Plan, prove
@@ -61,7 +61,11 @@ def _portable(finding: dict[str, Any]) -> dict[str, Any]:
     return {**finding, "found": re.sub(r"\S*/smoke-verify-[^/\s]+/", "", finding["found"])}
 
 
-SUITES: dict[str, Callable[[], dict[str, Any]]] = {"landing": landing, "flood": suite_flood.suite}
+SUITES: dict[str, Callable[[], dict[str, Any]]] = {
+    "landing": landing,
+    "flood": suite_flood.suite,
+    "machine": suite_machine.suite,
+}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -407,7 +407,7 @@ class _Watch:
 
 # -- the judgement -----------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
-class _Appended:
+class Appended:
     """A record of the alarms' topic and when the broker appended it, epoch seconds."""
 
     record: AlarmRecord
@@ -423,7 +423,7 @@ def _judge(findings: KillFindings, settings: Settings, fleet: _Fleet) -> None:
         faults.append(f"{fleet.acknowledged} readings were acknowledged and {findings.readings} stand in the log")
     if missing := sorted(set(fleet.burnt) - set(expected)):
         faults.append(f"no rule sees the fires of {', '.join(missing)}: the proof itself is wrong")
-    by_device: dict[str, list[_Appended]] = defaultdict(list)
+    by_device: dict[str, list[Appended]] = defaultdict(list)
     others: dict[str, int] = defaultdict(int)
     for each in _alarms(settings):
         if each.record.kind is Kind.FIRE:
@@ -434,10 +434,10 @@ def _judge(findings: KillFindings, settings: Settings, fleet: _Fleet) -> None:
     findings.fires = len(fleet.burnt)
     if strangers := sorted(set(by_device) - set(fleet.burnt)):
         faults.append(f"devices that never burnt have a fire alarm: {', '.join(strangers[:5])}")
-    first: dict[str, _Appended] = {}
+    first: dict[str, Appended] = {}
     for device in fleet.burnt:
         if device in expected:
-            faults += _faults_of(device, by_device[device], expected[device])
+            faults += faults_of(device, by_device[device], expected[device])
         raised = [found for found in by_device[device] if found.record.event is Event.RAISED]
         if raised:
             first[device] = raised[0]
@@ -451,7 +451,7 @@ def _judge(findings: KillFindings, settings: Settings, fleet: _Fleet) -> None:
             )
 
 
-def _faults_of(device: str, records: list[_Appended], expected: AlarmRecord) -> list[str]:
+def faults_of(device: str, records: list[Appended], expected: AlarmRecord) -> list[str]:
     """What is wrong with one device's fire alarm."""
     raised = [each.record for each in records if each.record.event is Event.RAISED]
     if not raised:
@@ -475,7 +475,7 @@ def _faults_of(device: str, records: list[_Appended], expected: AlarmRecord) -> 
     return faults
 
 
-def _measure(kill: KillReport, first: dict[str, _Appended], appended: dict[int, dict[int, float]]) -> None:
+def _measure(kill: KillReport, first: dict[str, Appended], appended: dict[int, dict[int, float]]) -> None:
     """Fills in how long the alarms that were due after the kill took."""
     delays = []
     for device in kill.devices:
@@ -505,11 +505,11 @@ def _oracle(settings: Settings) -> tuple[dict[str, AlarmRecord], dict[int, dict[
     return raised, appended
 
 
-def _alarms(settings: Settings) -> Iterator[_Appended]:
+def _alarms(settings: Settings) -> Iterator[Appended]:
     for batch in _log(settings, ALARMS):
         for value, moment in zip(batch.values, batch.append_times_ms, strict=True):
             if value is not None:
-                yield _Appended(decode_record(value), moment / 1000.0)
+                yield Appended(decode_record(value), moment / 1000.0)
 
 
 def _log(settings: Settings, topic: str) -> Iterator[Batch]:
