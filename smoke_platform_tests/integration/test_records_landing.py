@@ -352,6 +352,27 @@ def test_topics_made_anew_are_landed_from_their_start(
     assert known["record_topic_id"].n_unique() == 2
 
 
+def test_nothing_is_committed_when_the_topic_is_another_one_by_then(
+    platform: Settings, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client may go on reading in the topic's successor without a word; its offsets mean other messages."""
+    table = tables["alarms"]
+    companion = RecordsLanding(platform, tables=[table])
+    try:
+        assert companion.round()
+        (stream,) = companion._streams
+        facts = stream._watcher.facts()
+        assert facts is not None
+        send(platform, table, [alarm(0)])
+        monkeypatch.setattr(stream._watcher, "facts", lambda *_: replace(facts, topic_id="another"))
+        wait_for(lambda: stream.land() is None and stream._consumer is None)
+        monkeypatch.undo()
+        assert places(platform, "alarms") == []
+        wait_for(lambda: companion.round() and len(places(platform, "alarms")) == 1)
+    finally:
+        companion.close()
+
+
 def test_lost_records_stop_the_run_until_they_are_accepted(
     platform: Settings, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
