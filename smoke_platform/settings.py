@@ -251,6 +251,51 @@ class Settings(BaseModel):
         section="Notifications",
     )
 
+    # -- MQTT --------------------------------------------------------------------------------------------
+    mqtt_url: str = _setting(
+        "SMOKE_MQTT_URL", "", "MQTT broker of the bridge, mqtt://host:1883 or mqtts://host:8883", section="MQTT"
+    )
+    mqtt_topics: str = _setting(
+        "SMOKE_MQTT_TOPICS",
+        "sensors/{device_id}/readings",
+        "Topics of the readings, with commas in between; + and # as MQTT has them",
+        section="MQTT",
+    )
+    mqtt_user: str = _setting("SMOKE_MQTT_USER", "", "Account at the MQTT broker", section="MQTT")
+    mqtt_password: SecretStr | None = _setting("SMOKE_MQTT_PASSWORD", None, "Its password", section="MQTT")
+    mqtt_client_id: str = _setting(
+        "SMOKE_MQTT_CLIENT_ID",
+        "smoke-bridge",
+        "Name of the session that the MQTT broker keeps; each bridge needs its own",
+        section="MQTT",
+        pattern=r"^[a-zA-Z0-9._-]{1,200}$",
+    )
+    mqtt_ca_file: Path | None = _setting(
+        "SMOKE_MQTT_CA_FILE",
+        None,
+        "Authority of the MQTT broker's certificate, PEM; empty: the system's",
+        section="MQTT",
+    )
+    mqtt_session_hours: float = _setting(
+        "SMOKE_MQTT_SESSION_HOURS",
+        168.0,
+        "So long the MQTT broker keeps messages for a bridge that is away",
+        section="MQTT",
+        gt=0,
+        le=8760,
+    )
+    mqtt_receive_maximum: int = _setting(
+        "SMOKE_MQTT_RECEIVE_MAXIMUM",
+        1000,
+        "Messages taken from the MQTT broker that Kafka does not have yet",
+        section="MQTT",
+        ge=1,
+        le=65_535,
+    )
+    mqtt_metrics_port: int = _setting(
+        "SMOKE_MQTT_METRICS_PORT", 0, "Metrics of the bridge; 0: none", section="MQTT", ge=0, le=65535
+    )
+
     # -- model -------------------------------------------------------------------------------------------
     auto_train_on_startup: bool = _setting(
         "ML_AUTO_TRAIN_ON_STARTUP", True, "Train a first model where there is no champion", section="Model"
@@ -285,7 +330,7 @@ class Settings(BaseModel):
         section="PostgreSQL",
     )
 
-    @field_validator("home", "cache_dir", "data_dir", "notify_config")
+    @field_validator("home", "cache_dir", "data_dir", "notify_config", "mqtt_ca_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
