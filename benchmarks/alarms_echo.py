@@ -23,8 +23,6 @@ CONSUMER: dict[str, Any] = {
     "session_timeout_ms": 6_000,
     "heartbeat_interval_ms": 1_500,
     "max_poll_records": 2_000,
-    "fetch_min_bytes": 1,
-    "fetch_max_wait_ms": 200,
     "check_crcs": True,
     "metrics_enabled": False,
 }
@@ -35,6 +33,10 @@ PRODUCER: dict[str, Any] = {
     "linger_ms": 0,
     "metrics_enabled": False,
 }
+#: As the detector lets the broker answer a fetch below and from ``BUSY_FROM`` readings a second on.
+FETCH_CALM = {"fetch_min_bytes": 1, "fetch_max_wait_ms": 200}
+FETCH_BUSY = {"fetch_min_bytes": 65_536, "fetch_max_wait_ms": 2}
+BUSY_FROM = 1_500
 POLL_MS = 50
 SWITCH_S = 0.0005
 #: One message of so many is answered.
@@ -49,7 +51,10 @@ def echo(spec: ChildSpec) -> None:
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
     producer = KafkaProducer(bootstrap_servers=spec.brokers, **PRODUCER)
-    consumer = KafkaConsumer(bootstrap_servers=spec.brokers, group_id=spec.group, group_instance_id="echo", **CONSUMER)
+    fetch = FETCH_BUSY if spec.rate >= BUSY_FROM else FETCH_CALM
+    consumer = KafkaConsumer(
+        bootstrap_servers=spec.brokers, group_id=spec.group, group_instance_id="echo", **CONSUMER, **fetch
+    )
     consumer.subscribe([spec.topic])
     while not consumer.assignment() and not stopping:
         consumer.poll(POLL_MS)

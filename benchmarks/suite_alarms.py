@@ -249,7 +249,7 @@ class _Bench:
         folder = self._settings.home / f"round-{self._number:02d}-{what}"
         folder.mkdir()
         click.echo(f"  {what}: {rate:,} readings/s, {devices:,} devices", err=True)
-        child = self._prepare(folder)
+        child = self._prepare(folder, rate)
         load = LoadSpec(
             brokers=child.brokers,
             topic=child.topic,
@@ -272,7 +272,7 @@ class _Bench:
             (folder / "go").touch()
             return self._measure(what, process, loader, load, child)
 
-    def _prepare(self, folder: Path) -> ChildSpec:
+    def _prepare(self, folder: Path, rate: int) -> ChildSpec:
         settings = self._settings
         with Cluster(settings.brokers) as cluster:
             cluster.delete([spec.name for spec in specs_for(settings)])
@@ -287,6 +287,7 @@ class _Bench:
             models=str(settings.models_dir),
             trace=str(folder / "trace"),
             ready=str(folder / "ready"),
+            rate=rate,
         )
         child.write(folder / "child.json")
         return child
@@ -314,7 +315,9 @@ class _Bench:
             if what not in ("ours", "echo") and time.monotonic() - began > PEER_START_S:
                 return
             time.sleep(0.1)
-        raise SmokeError(f"{what} was not ready within 60 s")
+        log = self._settings.home / "detector.log"
+        told = log.read_text("utf-8", "replace").splitlines() if what == "ours" and log.exists() else []
+        raise SmokeError("\n".join([f"{what} was not ready within 60 s", *told[-5:]]))
 
     def _holds_all(self, partitions: int) -> bool:
         try:
@@ -379,12 +382,13 @@ def _start(
     """A process that ends with the round at the latest."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SMOKE_", "KAFKA_"))}
     environment |= {"PYTHONPATH": str(ROOT), **(settings or {})}
+    log = stack.enter_context((Path(settings["SMOKE_HOME"]) / "detector.log").open("ab")) if settings else None
     process = subprocess.Popen(
         [*command, *([str(argument)] if argument else [])],
         env=environment,
         cwd=ROOT,
         stdout=subprocess.PIPE if command[-1].endswith("alarms_load") else subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL if settings else None,
+        stderr=log,
         text=True,
     )
     stack.callback(_end, process)
