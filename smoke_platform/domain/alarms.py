@@ -161,9 +161,10 @@ class AlarmRecord(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True)
 
     Attributes:
         device_id, kind: whose alarm; together the message's key.
-        alarm_id: the same however often the readings are replayed; empty where there is no alarm (a device that is
-            shelved while all is well).
-        event, state, severity: what happened, and what is the case after it. ``severity`` is the name in lower case.
+        alarm_id: the same however often the readings are replayed; that of the last alarm where it is over; empty where
+            there is none (a device that is shelved while all is well).
+        event, state, severity: what happened, and what is the case after it. ``severity`` is the name in lower case;
+            ``low`` where there is no alarm.
         revision: counts the records of this (device, kind) from 1.
         topic_id, partition: of the readings.
         cause: offset of the reading that raised the alarm, -1 where there is no alarm.
@@ -233,7 +234,7 @@ class AlarmCommand(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True
         verb: what to do.
         device_id, kind: to whose alarm.
         by: who asks. Required.
-        reason: why. Required to shelve, disable, snooze and for a verdict.
+        reason: why. Required to shelve, disable and snooze, for a verdict and a comment.
         alarm_id: if given, only this alarm is meant, and the command is refused where another one is live.
         until: end of a snooze or shelf, epoch seconds. Required for these two.
         verdict: required for a verdict.
