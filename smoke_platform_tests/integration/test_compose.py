@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "p@ss:w/rd only here"  # noqa: S105 - an awkward one, for this test alone
-OURS = ("topics", "registry", "dagster-code", "dagster-webserver", "dagster-daemon", "producer", "api")
+OURS = ("topics", "registry", "dagster-code", "dagster-webserver", "dagster-daemon", "producer", "api", "mqtt-bridge")
 #: They describe the embedded platform, or are ports on the host's side.
 NOT_PASSED_ON = {
     "SMOKE_CACHE_DIR",
@@ -37,6 +37,13 @@ NOT_PASSED_ON = {
     "SMOKE_API_PORT",
     "SMOKE_DAGSTER_GRPC_PORT",
 }
+
+
+def _only_for(setting: str) -> str:
+    """The one service that gets this setting; empty where all do."""
+    if setting.startswith("SMOKE_MQTT_"):
+        return "mqtt-bridge"
+    return {"SMOKE_API_TOKEN": "api"}.get(setting, "")
 
 
 def _ask_compose(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -70,7 +77,7 @@ def _services() -> dict[str, Any]:
 def test_compose_takes_the_file_and_has_every_part() -> None:
     """A file that compose refuses is found out by the first person who deploys it."""
     assert {"kafka", "postgres", *OURS} <= set(_services())
-    assert set(_rendered()["volumes"]) == {"smoke", "dagster-logs", "kafka", "postgres", "prometheus"}
+    assert set(_rendered()["volumes"]) == {"smoke", "dagster-logs", "kafka", "postgres", "prometheus", "mosquitto"}
 
 
 def test_no_password_means_no_start() -> None:
@@ -127,7 +134,7 @@ def test_services_wait_for_what_they_need() -> None:
     assert waits["dagster-code"] == {"registry": "service_completed_successfully"}
     for name in ("dagster-webserver", "dagster-daemon"):
         assert waits[name] == {"dagster-code": "service_healthy"}
-    for name in ("producer", "api"):
+    for name in ("producer", "api", "mqtt-bridge"):
         assert waits[name] == {"topics": "service_completed_successfully"}
     awaited = {other for entry in waits.values() for other, how in entry.items() if how == "service_healthy"}
     for name in awaited | {"api", "dagster-daemon", "dagster-webserver"}:
@@ -142,7 +149,8 @@ def test_the_services_settings_are_legal_and_complete(name: str) -> None:
     assert settings.mode == "server"
     assert settings.brokers == "kafka:19092"
     assert settings.registry_uri == "postgresql://smoke:p%40ss%3Aw%2Frd%20only%20here@postgres:5432/smoke_mlflow"
-    expected = set(legal_names()) - NOT_PASSED_ON - (set() if name == "api" else {"SMOKE_API_TOKEN"})
+    others = {setting for setting in legal_names() if _only_for(setting) not in ("", name)}
+    expected = set(legal_names()) - NOT_PASSED_ON - others
     assert set(environment) == expected
 
 
