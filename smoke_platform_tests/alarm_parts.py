@@ -1,7 +1,7 @@
 """What the tests of seeing and handling alarms share: records written by hand, and somebody who obeys commands.
 
-The one who obeys stands in for the detector: it reads real commands from a real topic and writes real records, by the
-simplest rules there are, so that these tests hold however the detector judges.
+The one who obeys is as much of the detector as a command needs: it reads commands from their topic, takes the alarm
+through its real state machine and writes the records.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import msgspec
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from smoke_platform.adapters.kafka import ensure_topics, partition_of
+from smoke_platform.domain.alarm_machine import POLICIES, Alarm, Subject, obey, restore
 from smoke_platform.domain.alarms import (
     AlarmCommand,
     AlarmRecord,
@@ -24,7 +25,6 @@ from smoke_platform.domain.alarms import (
     Evidence,
     Kind,
     State,
-    Verb,
     alarm_id,
     alarm_key,
     decode_command,
@@ -38,20 +38,6 @@ from smoke_platform_tests.conftest import CACHE_DIR
 
 TOPIC_ID = "Zt3"
 PARTITIONS = 6
-
-#: What a command leads to: event and state after it.
-_EFFECTS: dict[Verb, tuple[Event, State | None]] = {
-    Verb.ACKNOWLEDGE: (Event.ACKNOWLEDGED, State.ACKNOWLEDGED),
-    Verb.RESET: (Event.RESET, State.NORMAL),
-    Verb.SNOOZE: (Event.SNOOZED, State.SNOOZED),
-    Verb.WAKE: (Event.WOKEN, State.ACTIVE),
-    Verb.SHELVE: (Event.SHELVED, State.SHELVED),
-    Verb.UNSHELVE: (Event.UNSHELVED, State.NORMAL),
-    Verb.DISABLE: (Event.DISABLED, State.DISABLED),
-    Verb.ENABLE: (Event.ENABLED, State.NORMAL),
-    Verb.VERDICT: (Event.VERDICT, None),
-    Verb.COMMENT: (Event.COMMENTED, None),
-}
 
 
 def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
@@ -100,29 +86,6 @@ def write(settings: Settings, *records: AlarmRecord, topic: str = ALARMS) -> Non
     assert producer.flush(60) == 0
 
 
-def obeyed(command: AlarmCommand, held: AlarmRecord | None) -> AlarmRecord:
-    """The record to which a command leads: refused where there is no alarm, or another one than was meant."""
-    before = held or record(
-        command.device_id, command.kind, alarm_id="", state=State.NORMAL, severity="low", revision=0
-    )
-    facts: dict[str, Any] = {"by": command.by, "reason": command.reason, "command_id": command.command_id}
-    meant = command.verb in (Verb.SHELVE, Verb.DISABLE) or (
-        before.state is not State.NORMAL and command.alarm_id in ("", before.alarm_id)
-    )
-    if not meant:
-        return later(before, Event.REFUSED, **facts)
-    event, state = _EFFECTS[command.verb]
-    return later(
-        before,
-        event,
-        **facts,
-        state=state or before.state,
-        until=command.until,
-        verdict=command.verdict or before.verdict,
-        acknowledged=before.acknowledged or command.verb is Verb.ACKNOWLEDGE,
-    )
-
-
 class Obeying:
     """Answers every command on a thread of its own; ``commands`` are those it has seen, with their partitions."""
 
@@ -131,12 +94,12 @@ class Obeying:
         self._stop = threading.Event()
         self._ready = threading.Event()
         self.commands: list[tuple[int, AlarmCommand]] = []
-        self.held: dict[tuple[str, Kind], AlarmRecord] = {}
+        self.held: dict[tuple[str, Kind], Alarm] = {}
         self._thread = threading.Thread(target=self._run)
 
     def knows(self, *records: AlarmRecord) -> None:
         """These alarms stand."""
-        self.held |= {(each.device_id, each.kind): each for each in records}
+        self.held |= {(each.device_id, each.kind): restore(each) for each in records}
 
     def _run(self) -> None:
         consumer = Consumer({"bootstrap.servers": self._settings.brokers, "group.id": "obeying"})
@@ -148,15 +111,18 @@ class Obeying:
             while not self._stop.is_set():
                 for message in consumer.consume(500, 0.05):
                     assert message.error() is None, message.error()
-                    self._obey(message.partition(), decode_command(message.value()))
+                    self._obey(message.partition(), message.offset(), decode_command(message.value()))
         finally:
             consumer.close()
 
-    def _obey(self, partition: int, command: AlarmCommand) -> None:
+    def _obey(self, partition: int, offset: int, command: AlarmCommand) -> None:
         self.commands.append((partition, command))
-        answer = obeyed(command, self.held.get((command.device_id, command.kind)))
-        self.held[command.device_id, command.kind] = answer
-        write(self._settings, answer)
+        key = command.device_id, command.kind
+        subject = Subject(*key, TOPIC_ID, partition)
+        before = self.held.get(key, Alarm())
+        position = max(0, before.position)
+        self.held[key], records = obey(before, subject, command, offset, time.time(), position, POLICIES[command.kind])
+        write(self._settings, *records)
 
     def __enter__(self) -> Obeying:
         self._thread.start()

@@ -407,7 +407,7 @@ def snooze(target: str, kind: str, by: str, for_: str, reason: str) -> None:
 
     \b
     Example:
-      smoke alarms snooze kitchen-1 --for 30m --reason "somebody is there"
+      smoke alarms snooze kitchen-1 --for 10m --reason "somebody is there"
     """
     _handle(target, kind, _Asked(Verb.SNOOZE, by, reason, _end_of(for_)))
 

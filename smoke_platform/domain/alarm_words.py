@@ -88,7 +88,7 @@ def outcome(record: AlarmRecord, verb: Verb) -> str:
     """What the detector answered to a command, in a sentence."""
     name = f"{kind_words(record.kind)} alarm of {printable(record.device_id)}"
     if record.event is Event.REFUSED:
-        return f"refused: {verb.value} makes no sense here, since the {name} is {state_words(record)}"
+        return f"refused for the {name}: {printable(record.reason, LONGEST_REASON)}"
     done = {Verb.VERDICT: "the verdict is noted", Verb.COMMENT: "the comment is noted"}.get(verb)
     if done is not None:
         return f"{done}; the {name} is {state_words(record)}"

@@ -18,19 +18,22 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import anyio.to_thread
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.responses import StreamingResponse
 from starlette.staticfiles import StaticFiles
 
 from smoke_platform import __version__
 from smoke_platform.adapters.lake import Lake
 from smoke_platform.adapters.scorer import ChampionWatcher
 from smoke_platform.domain import features
+from smoke_platform.domain.alarm_board import Wanted, states_of
+from smoke_platform.domain.alarms import Kind
 from smoke_platform.domain.readings import (
     CANONICAL_NAME,
     ReadingRejected,
@@ -39,6 +42,19 @@ from smoke_platform.domain.readings import (
     reading_from_mapping,
 )
 from smoke_platform.serving import examples
+from smoke_platform.serving.alarms import (
+    ANSWER_S,
+    MOST_ALARMS,
+    MOST_HISTORY,
+    AlarmDesk,
+    AlarmMetrics,
+    AlarmPage,
+    AlarmView,
+    CommandAnswer,
+    CommandBody,
+    History,
+    shown,
+)
 from smoke_platform.serving.live import LiveReadings
 from smoke_platform.serving.predictor import Prediction, Predictor
 from smoke_platform.serving.requests import (
@@ -100,10 +116,12 @@ def create_app(settings: Settings) -> FastAPI:
     predictor = Predictor(watcher)
     live = LiveReadings(Lake(settings.lake))
     telemetry = Telemetry(predictor)
+    desk = AlarmDesk(settings)
+    telemetry.registry.register(AlarmMetrics(desk.log))
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
-        with watcher:
+        with watcher, desk:
             # What was imported lives as long as the process: collecting it again and again only adds pauses.
             gc.collect()
             gc.freeze()
@@ -123,12 +141,14 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.predictor = predictor
     app.state.telemetry = telemetry
+    app.state.alarms = desk
     app.add_middleware(Outermost, telemetry=telemetry)
     _handle_faults(app)
     _add_predictions(app, predictor)
     _add_model(app, settings, predictor)
     _add_readings(app, live)
-    _add_operations(app, settings, predictor, live, telemetry)
+    _add_alarms(app, settings, desk)
+    _add_operations(app, settings, predictor, live, telemetry, desk)
     _add_reports(app, settings)
     _add_pages(app)
     return app
@@ -456,13 +476,188 @@ def _verdict(message: Any) -> dict[str, Any]:
     return {"valid": True, "reading": msgspec.Raw(reading.to_json())}
 
 
+# -- alarms ----------------------------------------------------------------------------------------------------
+
+_Severity = Literal["low", "medium", "high", "critical"]
+_StateFilter = Literal[
+    "live", "aside", "all", "normal", "active", "acknowledged", "cleared", "latched", "snoozed", "shelved", "disabled"
+]
+_STATES = "a state, or: live (somebody should look), aside (shelved, disabled), all"
+_Site = Annotated[str | None, Query(max_length=256, description="only this site; empty: those without one")]
+_KindFilter = Annotated[Kind | None, Query(description="only this kind")]
+_SeverityFilter = Annotated[_Severity | None, Query(description="only this severity")]
+_StatesFilter = Annotated[_StateFilter, Query(description=_STATES)]
+_Device = Annotated[str, Query(max_length=256, description="a part of the device's id, whatever the case")]
+_Limit = Annotated[int, Query(ge=1, le=MOST_ALARMS)]
+_Offset = Annotated[int, Query(ge=0, le=10_000_000)]
+_FAULT_CONTENT = {_JSON: {"schema": _FAULT_SCHEMA}}
+_COMMAND_EXAMPLE = {"verb": "acknowledge", "by": "ann", "reason": "on my way"}
+_COMMAND_FAULTS = {
+    "_401": "The token is missing or wrong",
+    "_403": "No token is set",
+    "_409": "The detector has refused it; the reason is named",
+    "_422": "A field is wrong",
+    "_503": "Kafka does not answer",
+}
+
+
+def _add_alarms(app: FastAPI, settings: Settings, desk: AlarmDesk) -> None:
+    _add_alarm_views(app, desk)
+    _add_alarm_commands(app, settings, desk)
+
+
+def _add_alarm_views(app: FastAPI, desk: AlarmDesk) -> None:
+    born = f"{datetime.now(UTC).timestamp():.6f}"
+
+    @app.get(
+        "/alarms",
+        tags=["alarms"],
+        summary="The alarms that stand, the most pressing first",
+        description=(
+            "Live ones unless `state` says otherwise; `counts` are of all live ones whatever the filters. `ready: "
+            "false` means that nothing is known yet; GET /alarms/status says whether the list is current and whether "
+            "the readings are judged."
+        ),
+        responses=_answers("The alarms from `offset` on", _inlined(AlarmPage), _422="A filter is wrong"),
+    )
+    async def alarms(
+        site: _Site = None,
+        kind: _KindFilter = None,
+        severity: _SeverityFilter = None,
+        state: _StatesFilter = "live",
+        device: _Device = "",
+        limit: _Limit = 200,
+        offset: _Offset = 0,
+        if_none_match: Annotated[str, Header(include_in_schema=False)] = "",
+    ) -> Response:
+        tag = f'W/"{born}-{desk.log.ready}-{desk.log.version}"'
+        headers = {"ETag": tag, "Cache-Control": "no-cache"}
+        if if_none_match == tag:
+            return Response(status_code=304, headers=headers)
+        page = await desk.page(Wanted(states_of(state), site, kind, severity, device), limit, offset)
+        # The list may be newer than the tag, never older: then the next question brings it once more.
+        return _json(page, headers=headers)
+
+    @app.get(
+        "/alarms/status",
+        tags=["alarms"],
+        summary="Whether the list of alarms is current, and whether the detector judges the readings",
+        description="Only while both are true does an empty list mean that there is no alarm; `problems` says why not.",
+        responses=_answers("State of the alarm log and of the detector on this machine"),
+    )
+    async def alarms_status() -> Response:
+        return _json(await desk.status())
+
+    @app.get(
+        "/alarms/stream",
+        tags=["alarms"],
+        summary="What happens to alarms, as it happens (server-sent events)",
+        description=(
+            "`event: alarm` carries one record as GET /alarms shows it, its `id` the version after it. `event: reset` "
+            "means that some were missed: ask GET /alarms. A comment comes every 15 s while nothing happens. A client "
+            "that comes back with Last-Event-ID goes on where it was."
+        ),
+        responses={200: {"description": "Events without end", "content": {"text/event-stream": {}}},
+                   503: {"description": "Too many streams are open", "content": {_JSON: {"schema": _FAULT_SCHEMA}}}},
+    )  # fmt: skip
+    async def alarms_stream(
+        site: _Site = None,
+        kind: _KindFilter = None,
+        severity: _SeverityFilter = None,
+        state: _StatesFilter = "all",
+        device: _Device = "",
+        last_event_id: Annotated[str, Header(include_in_schema=False)] = "",
+    ) -> Response:
+        after = int(last_event_id) if last_event_id.isascii() and last_event_id.isdigit() else None
+        return StreamingResponse(
+            desk.stream(Wanted(states_of(state), site, kind, severity, device), after),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+
+    @app.get(
+        "/alarms/{alarm_id}",
+        tags=["alarms"],
+        summary="One alarm, live or over",
+        responses=_answers("Its latest record", _inlined(AlarmView), _404="No such alarm is known"),
+    )
+    async def alarm(alarm_id: str) -> Response:
+        return _json(shown(await desk.one(alarm_id)))
+
+    @app.get(
+        "/alarms/{alarm_id}/history",
+        tags=["alarms"],
+        summary="What happened to an alarm: when, by whom, why",
+        description="From the lake as far as it has landed, and from memory. `complete` says whether it has a hole.",
+        responses=_answers("Its records, oldest first", _inlined(History), _404="No such alarm is known"),
+    )
+    async def alarm_history(
+        alarm_id: str, limit: Annotated[int, Query(ge=1, le=MOST_HISTORY)] = MOST_HISTORY
+    ) -> Response:
+        return _json(await desk.history(alarm_id, limit))
+
+    @app.get(
+        "/devices/{device_id:path}/alarms",
+        tags=["alarms"],
+        summary="What is known of a device's alarms, one of each kind that it ever had",
+        responses=_answers("The latest record of each kind", {"type": "array", "items": _inlined(AlarmView)}),
+    )
+    async def device_alarms(device_id: str) -> Response:
+        return _json(desk.of_device(device_id))
+
+
+def _add_alarm_commands(app: FastAPI, settings: Settings, desk: AlarmDesk) -> None:
+    body = _takes(_inlined(CommandBody), _COMMAND_EXAMPLE) | {"security": [{"token": []}]}
+    answer = _inlined(CommandAnswer)
+
+    def described() -> dict[int | str, dict[str, Any]]:
+        answers = _answers("The detector has done it", answer, **_COMMAND_FAULTS)
+        queued = "No detector has answered yet; it is carried out as soon as one runs"
+        return answers | {202: {"description": queued, "content": {_JSON: {"schema": answer}}}}
+
+    def told(result: CommandAnswer) -> Response:
+        return _json(result, 200 if result.status == "done" else 202)
+
+    @app.post(
+        "/alarms/{alarm_id}/commands",
+        tags=["alarms"],
+        summary="Acknowledge, snooze, reset, ... an alarm (needs the token)",
+        description=(
+            f"Waits up to {ANSWER_S:g} s for the detector's answer. `by` says who asks; `reason` is required to "
+            "snooze, shelve, disable, comment and for a verdict; `until` or `for_s` to snooze and shelve."
+        ),
+        openapi_extra=body,
+        responses=described() | {404: {"description": "No such alarm is known", "content": _FAULT_CONTENT}},
+    )
+    async def alarm_command(alarm_id: str, request: Request) -> Response:
+        _need_token(request, settings)
+        found = await desk.one(alarm_id)
+        return told(await desk.command(found, found.device_id, found.kind, await _body(request)))
+
+    @app.post(
+        "/devices/{device_id:path}/alarms/{kind}/commands",
+        tags=["alarms"],
+        summary="The same for a device and kind, also without an alarm: shelve, disable, ... (needs the token)",
+        openapi_extra=body,
+        responses=described(),
+    )
+    async def device_command(device_id: str, kind: Kind, request: Request) -> Response:
+        _need_token(request, settings)
+        return told(await desk.command(None, device_id, kind, await _body(request)))
+
+
 # -- operations ------------------------------------------------------------------------------------------------
 
 _CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def _add_operations(
-    app: FastAPI, settings: Settings, predictor: Predictor, live: LiveReadings, telemetry: Telemetry
+    app: FastAPI,
+    settings: Settings,
+    predictor: Predictor,
+    live: LiveReadings,
+    telemetry: Telemetry,
+    desk: AlarmDesk,
 ) -> None:
     @app.get(
         "/health",
@@ -502,10 +697,12 @@ def _add_operations(
         "/ready",
         tags=["operations"],
         summary="Whether predictions can be answered",
+        description="`alarms` says whether the alarm log has been read; predictions need neither it nor Kafka.",
         responses=_answers("They can", None, _503=_NO_MODEL),
     )
     async def ready() -> Response:
-        return _json({"ready": True, "model_version": predictor.scorer().version})
+        alarms = {"ready": desk.log.ready, "behind": desk.log.behind}
+        return _json({"ready": True, "model_version": predictor.scorer().version, "alarms": alarms})
 
     @app.get(
         "/config",

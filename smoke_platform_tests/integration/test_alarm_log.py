@@ -286,16 +286,17 @@ def test_the_list_shows_live_alarms_and_filters(settings: Settings, run: Callabl
 def test_commands_are_carried_out_and_told_in_words(settings: Settings, run: Callable[..., Result]) -> None:
     """An operator must read what was done, and a script must see by the exit code what was not."""
     alarm = record("cli-1")
-    write(settings, alarm)
+    over = record("cli-2", state=State.LATCHED)
+    write(settings, alarm, over)
     with Obeying(settings) as detector:
-        detector.knows(alarm)
+        detector.knows(alarm, over)
         for arguments, said in (
             (("ack", "cli-1", "--by", "ann"), "done: the fire alarm of cli-1 is acknowledged now"),
-            (("snooze", alarm.alarm_id, "--for", "30m", "--reason", "there"), "snoozed until"),
-            (("wake", "cli-1"), "is active"),
+            (("snooze", alarm.alarm_id, "--for", "10m", "--reason", "there"), "snoozed until"),
+            (("wake", "cli-1"), "is acknowledged now"),
             (("comment", "cli-1", "called them"), "the comment is noted"),
             (("verdict", "cli-1", "false", "--reason", "toast"), "the verdict is noted"),
-            (("reset", "cli-1"), "is over now"),
+            (("reset", "cli-2"), "is over now"),
             (("shelve", "cli-new", "--for", "8h", "--reason", "paint"), "is shelved until"),
             (("unshelve", "cli-new"), "is over now"),
             (("disable", "cli-new", "--kind", "offline", "--reason", "gone"), "offline alarm of cli-new is disabled"),
@@ -306,7 +307,7 @@ def test_commands_are_carried_out_and_told_in_words(settings: Settings, run: Cal
             assert said in done.output, (arguments, done.output)
         refused = run("ack", "cli-1")
         assert isinstance(refused.exception, SmokeError)
-        assert "refused: acknowledge makes no sense here" in refused.exception.message
+        assert "it is acknowledged already" in refused.exception.message
         assert detector.commands[0][1].by == "ann"
         assert "@" in detector.commands[2][1].by
         assert detector.commands[1][1].alarm_id == alarm.alarm_id

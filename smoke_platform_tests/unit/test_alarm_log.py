@@ -164,10 +164,8 @@ def test_words_say_why_and_what_came_of_it() -> None:
     assert "stuck temperature_c" in why(
         record(kind=Kind.SENSOR_FAULT, evidence=Evidence(rules=("stuck_temperature_c",)))
     )
-    refused = later(fire, Event.REFUSED, state=State.CLEARED, acknowledged=True)
-    assert outcome(refused, Verb.WAKE) == (
-        "refused: wake makes no sense here, since the fire alarm of kitchen-1 is cleared, acknowledged"
-    )
+    refused = later(fire, Event.REFUSED, reason="it is acknowledged already")
+    assert outcome(refused, Verb.ACKNOWLEDGE) == "refused for the fire alarm of kitchen-1: it is acknowledged already"
     snoozed = later(fire, Event.SNOOZED, state=State.SNOOZED, until=0.0, by="ann", reason="there\nnow")
     assert outcome(snoozed, Verb.SNOOZE) == (
         "done: the fire alarm of kitchen-1 is snoozed until 1970-01-01 00:00:00Z now"
