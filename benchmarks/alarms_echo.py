@@ -15,17 +15,9 @@ from typing import Any
 
 from benchmarks.alarms_spec import ChildSpec
 from smoke_platform.domain.alarms import AlarmRecord, Event, Kind, State, encode
+from smoke_platform.streaming.detector import BUSY_FROM, CONSUMER_SETTINGS, FETCH_BUSY, FETCH_CALM
 
-#: As ``streaming.detector`` sets up its clients.
-CONSUMER: dict[str, Any] = {
-    "enable_auto_commit": False,
-    "auto_offset_reset": "earliest",
-    "session_timeout_ms": 6_000,
-    "heartbeat_interval_ms": 1_500,
-    "max_poll_records": 2_000,
-    "check_crcs": True,
-    "metrics_enabled": False,
-}
+#: As the detector sets up the producer of its alarms.
 PRODUCER: dict[str, Any] = {
     "acks": "all",
     "enable_idempotence": True,
@@ -33,10 +25,6 @@ PRODUCER: dict[str, Any] = {
     "linger_ms": 0,
     "metrics_enabled": False,
 }
-#: As the detector lets the broker answer a fetch below and from ``BUSY_FROM`` readings a second on.
-FETCH_CALM = {"fetch_min_bytes": 1, "fetch_max_wait_ms": 200}
-FETCH_BUSY = {"fetch_min_bytes": 65_536, "fetch_max_wait_ms": 2}
-BUSY_FROM = 1_500
 POLL_MS = 50
 SWITCH_S = 0.0005
 #: One message of so many is answered.
@@ -53,7 +41,7 @@ def echo(spec: ChildSpec) -> None:
     producer = KafkaProducer(bootstrap_servers=spec.brokers, **PRODUCER)
     fetch = FETCH_BUSY if spec.rate >= BUSY_FROM else FETCH_CALM
     consumer = KafkaConsumer(
-        bootstrap_servers=spec.brokers, group_id=spec.group, group_instance_id="echo", **CONSUMER, **fetch
+        bootstrap_servers=spec.brokers, group_id=spec.group, group_instance_id="echo", **{**CONSUMER_SETTINGS, **fetch}
     )
     consumer.subscribe([spec.topic])
     while not consumer.assignment() and not stopping:

@@ -77,6 +77,7 @@ class Model:
     seen: list[tuple[float, int, bool, int]] = field(default_factory=list)
     holds: bool = False
     worst: int = 0
+    gravest: int = 0
     last_asserted: int = -1
     open: bool = False
     acknowledged: bool = False
@@ -98,10 +99,15 @@ class Model:
         if not self.open:
             return State.NORMAL
         if not self.holds:
-            return State.LATCHED if self.policy.latching else State.CLEARED
+            return State.LATCHED if self._latches else State.CLEARED
         if self.snoozed_until is not None:
             return State.SNOOZED
         return State.ACKNOWLEDGED if self.acknowledged else State.ACTIVE
+
+    @property
+    def _latches(self) -> bool:
+        limit = self.policy.latches_from
+        return limit is not None and self.gravest >= limit
 
     # -- observations ------------------------------------------------------------------------------------
 
@@ -164,13 +170,14 @@ class Model:
     def _sound(self, event: Event, at: float) -> list[Event]:
         self.acknowledged, self.snoozed_until, self.repeats = False, None, 0
         self.told_at = self.sounding_since = at
+        self.gravest = self.worst if event is Event.RAISED else max(self.gravest, self.worst)
         return [event]
 
     def _over(self, at: float) -> list[Event]:
         if self.aside is not None:
             return []
         self.snoozed_until = None
-        if self.policy.latching:
+        if self._latches:
             self.told_at = at
             return [Event.LATCHED]
         if self.acknowledged or not self.policy.needs_acknowledgement:
@@ -259,7 +266,7 @@ class Model:
 
     def on_acknowledge(self, _command: AlarmCommand, _at: float) -> list[Event]:
         self.acknowledged, self.snoozed_until, self.repeats = True, None, 0
-        if self.holds or self.policy.latching:
+        if self.holds or self._latches:
             return [Event.ACKNOWLEDGED]
         self.open = False
         return [Event.ACKNOWLEDGED, Event.CLOSED]
@@ -275,6 +282,7 @@ class Model:
     def _set_aside(self) -> None:
         if not self.open and self.aside is None:
             self.identity, self.verdict, self.acknowledged, self.repeats, self.worst = "", None, False, 0, 0
+            self.gravest = 0
         self.open, self.snoozed_until = False, None
 
     def on_shelve(self, command: AlarmCommand, _at: float) -> list[Event]:
@@ -530,7 +538,7 @@ def random_policy(chance: random.Random) -> Policy:
     return Policy(
         on_delay_s=chance.choice(_DELAYS),
         off_delay_s=chance.choice(_DELAYS),
-        latching=chance.random() < 0.5,
+        latches_from=chance.choice((None, *Severity)),
         needs_acknowledgement=chance.random() < 0.7,
         auto_close_s=chance.choice((0.0, 50.0, 500.0, NEVER)),
         repeats=some(lambda _: tuple(pause() for _ in range(chance.randint(1, 3)))),

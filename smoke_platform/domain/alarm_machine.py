@@ -201,7 +201,7 @@ ROWS: Final[tuple[Transition, ...]] = (
     Transition((_ACTIVE, _SNOOZED), Event.ACKNOWLEDGED, _ACKNOWLEDGED, "command `acknowledge`"),
     Transition((_LATCHED,), Event.ACKNOWLEDGED, _LATCHED, "command `acknowledge`; it still has to be reset"),
     Transition((_CLEARED,), Event.ACKNOWLEDGED, _CLEARED, "command `acknowledge`; `closed` follows at once"),
-    Transition(_HOLDING, Event.LATCHED, _LATCHED, "gone for the off-delay; kinds that latch"),
+    Transition(_HOLDING, Event.LATCHED, _LATCHED, "gone for the off-delay; alarms that latch"),
     Transition((_ACTIVE, _SNOOZED), Event.CLEARED, _CLEARED, "gone for the off-delay, not acknowledged"),
     Transition(_HOLDING, Event.CLOSED, _NORMAL, "gone for the off-delay, acknowledged or with no need of it"),
     Transition((_CLEARED,), Event.CLOSED, _NORMAL, "it was acknowledged, or nobody did for long"),
@@ -359,7 +359,7 @@ def _gone(alarm: Alarm, subject: Subject, seen: Observation, policy: Policy) -> 
     if alarm.state in _ASIDE:
         return over, _NOTHING
     cause = _cause(subject, seen, policy, now)
-    if policy.latching:
+    if policy.latches(alarm.peak):
         return _entered(msgspec.structs.replace(over, state=_LATCHED, until=NEVER), cause, Event.LATCHED)
     if alarm.acknowledged or not policy.needs_acknowledgement:
         return _closed(over, cause, Event.CLOSED)

@@ -38,8 +38,9 @@ class Policy:
     Attributes:
         on_delay_s: event time for which a condition must be asserted before it raises an alarm.
         off_delay_s: event time for which it must be gone before it counts as over.
-        latching: whether an alarm stays after its condition is over until it is reset by hand.
-        needs_acknowledgement: whether one that is over stays until somebody has seen it; for kinds that do not latch.
+        latches_from: an alarm whose worst severity was this or more stays after its condition is over until it is
+            reset by hand; None: none does.
+        needs_acknowledgement: whether one that is over stays until somebody has seen it; for alarms that do not latch.
         auto_close_s: one that is over and that nobody acknowledges closes by itself after this time.
         repeats: severity -> pauses between the reminders of an alarm that nobody acknowledges; none: no reminders.
         keeps_repeating: whether the last pause goes on for ever; otherwise the reminders end with it.
@@ -50,7 +51,7 @@ class Policy:
 
     on_delay_s: float
     off_delay_s: float
-    latching: bool
+    latches_from: Severity | None
     needs_acknowledgement: bool
     auto_close_s: float
     repeats: Mapping[Severity, tuple[float, ...]]
@@ -58,6 +59,10 @@ class Policy:
     escalations: Mapping[Severity, Escalation]
     longest_snooze_s: Mapping[Severity, float]
     longest_shelf_s: float
+
+    def latches(self, peak: int) -> bool:
+        """Whether an alarm with this worst severity stays until it is reset."""
+        return self.latches_from is not None and peak >= self.latches_from
 
 
 def _all(seconds: float) -> Mapping[Severity, float]:
@@ -71,9 +76,10 @@ POLICIES: Final[Mapping[Kind, Policy]] = MappingProxyType(
         Kind.FIRE: Policy(
             on_delay_s=0.0,
             off_delay_s=_MINUTE,
-            latching=True,
+            # EN 54-2: a fire alarm stays until it is reset by hand. A warning is no fire alarm.
+            latches_from=_HIGH,
             needs_acknowledgement=True,
-            auto_close_s=NEVER,
+            auto_close_s=_DAY,
             repeats={
                 # Warnings (LOW, MEDIUM) are told once.
                 _HIGH: (5 * _MINUTE, 10 * _MINUTE, 30 * _MINUTE, _HOUR),
@@ -91,7 +97,7 @@ POLICIES: Final[Mapping[Kind, Policy]] = MappingProxyType(
         Kind.SENSOR_FAULT: Policy(
             on_delay_s=0.0,
             off_delay_s=5 * _MINUTE,
-            latching=False,
+            latches_from=None,
             needs_acknowledgement=True,
             auto_close_s=_DAY,
             repeats={_HIGH: (_HOUR, 4 * _HOUR), _CRITICAL: (_HOUR, 4 * _HOUR)},
@@ -103,7 +109,7 @@ POLICIES: Final[Mapping[Kind, Policy]] = MappingProxyType(
         Kind.OFFLINE: Policy(
             on_delay_s=0.0,
             off_delay_s=_MINUTE,
-            latching=False,
+            latches_from=None,
             needs_acknowledgement=True,
             auto_close_s=_HOUR,
             repeats={_HIGH: (_HOUR, 4 * _HOUR), _CRITICAL: (_HOUR, 4 * _HOUR)},
@@ -115,7 +121,7 @@ POLICIES: Final[Mapping[Kind, Policy]] = MappingProxyType(
         Kind.DATA_QUALITY: Policy(
             on_delay_s=0.0,
             off_delay_s=5 * _MINUTE,
-            latching=False,
+            latches_from=None,
             # Nobody has to do anything about data that were bad for a while.
             needs_acknowledgement=False,
             auto_close_s=0.0,
@@ -128,7 +134,7 @@ POLICIES: Final[Mapping[Kind, Policy]] = MappingProxyType(
         Kind.PIPELINE: Policy(
             on_delay_s=0.0,
             off_delay_s=10.0,
-            latching=False,
+            latches_from=None,
             needs_acknowledgement=True,
             auto_close_s=_HOUR,
             repeats={_HIGH: (5 * _MINUTE, 15 * _MINUTE, _HOUR), _CRITICAL: (5 * _MINUTE, 15 * _MINUTE, _HOUR)},

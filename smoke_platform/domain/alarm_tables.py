@@ -82,12 +82,13 @@ def _told(policy: Policy) -> dict[str, str]:
 
 
 def _afterwards(policy: Policy) -> str:
-    if policy.latching:
-        return "latched until reset"
+    latched = ""
+    if policy.latches_from is not None:
+        latched = f"{policy.latches_from.label} and worse: latched until reset; others: "
     if not policy.needs_acknowledgement:
-        return "closed"
+        return f"{latched}closed"
     closing = "" if math.isinf(policy.auto_close_s) else f" or for {_time(policy.auto_close_s)}"
-    return f"cleared until acknowledged{closing}"
+    return f"{latched}cleared until acknowledged{closing}"
 
 
 def _pauses(pauses: Sequence[float]) -> str:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from smoke_platform.domain import alarm_machine, features, rules, silence
 from smoke_platform.domain.alarm_machine import POLICIES, Alarm, Observation, Subject
-from smoke_platform.domain.alarms import LIVE, AlarmCommand, AlarmRecord, Evidence, Kind, Severity, State
+from smoke_platform.domain.alarms import AlarmCommand, AlarmRecord, Evidence, Kind, Severity
 from smoke_platform.domain.devices import DEFAULT_INTERVAL_S, Device
 from smoke_platform.domain.features import FeatureState
 from smoke_platform.domain.live_decoding import decode_arrays
@@ -39,8 +39,8 @@ KINDS: tuple[Kind, ...] = (Kind.FIRE, Kind.SENSOR_FAULT, Kind.DATA_QUALITY, Kind
 _COLUMN = {kind: column for column, kind in enumerate(KINDS)}
 _OFFLINE = _COLUMN[Kind.OFFLINE]
 
-#: A device's clock counts as set back after this many readings in a row that are this far behind it, in seconds. A clock
-#: may run ahead by minutes before its readings are refused, so minutes of deafness are what this bounds.
+#: A device's clock counts as set back after this many readings in a row that are this far behind it, in seconds. One may
+#: run ahead by minutes before its readings are refused, so minutes of deafness are what this bounds.
 CLOCK_SET_BACK_READINGS = 10
 CLOCK_SET_BACK_S = 30.0
 
@@ -518,7 +518,7 @@ class Engine:
 
     def _silence(self, now: float, listening_since: Mapping[int, float]) -> list[AlarmRecord]:
         quiet_s, columns = self._quiet_for(now, listening_since)
-        open_groups = {name: partition for (partition, name), alarm in self._groups.items() if alarm.state in LIVE}
+        open_groups = {name: partition for (partition, name), alarm in self._groups.items() if alarm.holds}
         found = silence.judge(
             quiet_s, columns.interval, columns.offline, columns.partition, columns.site, self._sites, open_groups
         )
@@ -643,7 +643,7 @@ class Engine:
         """
         columns = self._columns.first(len(self._ids))
         order = np.argsort(columns.heard, kind="stable")
-        burning = {slot for (slot, column), alarm in self._alarms.items() if column == 0 and alarm.state in LIVE}
+        burning = {slot for (slot, column), alarm in self._alarms.items() if column == 0 and alarm.holds}
         chosen = [slot for slot in order.tolist() if slot not in burning][: max(1, MOST_DEVICES // 100)]
         doomed = set(chosen)
         for partition, places in self._places.items():
@@ -663,7 +663,7 @@ class Engine:
     def _put_back(self, slot: int, column: int, alarm: Alarm) -> None:
         self._keep(slot, column, alarm)
         if column == _OFFLINE:
-            self._columns.offline[slot] = alarm.state in _SILENT
+            self._columns.offline[slot] = alarm.holds
 
     def _subject(self, slot: int, partition: int, column: int) -> Subject:
         device_id = self._ids[slot]
@@ -776,8 +776,6 @@ class Engine:
             yield name, Kind.PIPELINE, alarm
 
 
-#: An offline alarm in one of these says that its device is silent.
-_SILENT = frozenset({State.ACTIVE, State.ACKNOWLEDGED, State.SNOOZED})
 _BLANK = Alarm()
 _NO_EVIDENCE = Evidence()
 _QUALITY_RULE = "data_quality"

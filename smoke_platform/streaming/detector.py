@@ -55,12 +55,32 @@ PROBE_S = 0.5
 SLOW_ANSWER_S = 1.0
 #: Without any saved state readings are taken from this long ago: a fire that has just begun is not missed.
 LOOK_BACK_S = 900.0
-#: How the broker answers a fetch: with few readings at once, with many together. Each answer costs this process about a
-#: millisecond whatever it holds; at thousands of readings a second single ones would keep it from everything else.
-_FETCH_CALM = {"fetch_min_bytes": 1, "fetch_max_wait_ms": 200}
-_FETCH_BUSY = {"fetch_min_bytes": 65_536, "fetch_max_wait_ms": 2}
+#: How the broker answers a fetch: with few readings at once, with many together. At thousands of readings a second an
+#: answer for each few of them would keep this process from everything else.
+FETCH_CALM = {"fetch_min_bytes": 1, "fetch_max_wait_ms": 200}
+FETCH_BUSY = {"fetch_min_bytes": 65_536, "fetch_max_wait_ms": 2}
 #: Readings a second from which on, and below which, the one or the other is chosen.
 BUSY_FROM, CALM_BELOW = 1_500.0, 750.0
+
+#: The consumer of the readings, whoever it is; benchmarks measure their bare echo with the same.
+CONSUMER_SETTINGS: Mapping[str, Any] = {
+    # Both topics have the same partitions, so that ranges give a device's readings and commands to one member.
+    "partition_assignment_strategy": [RangePartitionAssignor],
+    "enable_auto_commit": False,
+    "auto_offset_reset": "earliest",
+    "session_timeout_ms": round(SESSION_TIMEOUT_S * 1000),
+    "heartbeat_interval_ms": 1_500,
+    "max_poll_records": POLL_MESSAGES,
+    "max_poll_interval_ms": 300_000,
+    "max_partition_fetch_bytes": 1024 * 1024,
+    "reconnect_backoff_ms": 20,
+    "reconnect_backoff_max_ms": 500,
+    "retry_backoff_ms": 50,
+    "check_crcs": True,
+    "allow_auto_create_topics": False,
+    "metrics_enabled": False,
+    **FETCH_CALM,
+}
 
 
 class Detector:
@@ -146,22 +166,7 @@ class Detector:
             client_id=f"smoke-detector-{self._member}",
             group_id=f"smoke-detector-{settings.topic_readings}",
             group_instance_id=self._member,
-            # Both topics have the same partitions, so that ranges give a device's readings and commands to one member.
-            partition_assignment_strategy=[RangePartitionAssignor],
-            enable_auto_commit=False,
-            auto_offset_reset="earliest",
-            session_timeout_ms=round(SESSION_TIMEOUT_S * 1000),
-            heartbeat_interval_ms=1_500,
-            max_poll_records=POLL_MESSAGES,
-            max_poll_interval_ms=300_000,
-            **_FETCH_CALM,
-            max_partition_fetch_bytes=1024 * 1024,
-            reconnect_backoff_ms=20,
-            reconnect_backoff_max_ms=500,
-            retry_backoff_ms=50,
-            check_crcs=True,
-            allow_auto_create_topics=False,
-            metrics_enabled=False,
+            **CONSUMER_SETTINGS,
         )
         self._group = _Listener(lambda: self._out.alarms.flush(30.0))
         consumer.subscribe([settings.topic_readings, ALARM_COMMANDS], listener=self._group)
@@ -304,7 +309,7 @@ class Detector:
         else:
             return
         # The client reads these anew for each request, but has no public way to change them.
-        self._kafka._fetcher.config.update(_FETCH_BUSY if self._busy else _FETCH_CALM)
+        self._kafka._fetcher.config.update(FETCH_BUSY if self._busy else FETCH_CALM)
 
     def _due(self, what: str, now: float, every_s: float) -> bool:
         times: dict[str, float] = self.__dict__.setdefault("_times", {})

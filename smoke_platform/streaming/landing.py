@@ -305,6 +305,11 @@ def _landing_properties() -> WriterProperties:
 READINGS_SHAPE = TableShape(READINGS, READINGS_SCHEMA, PARTITION_COLUMN, TABLE_CONFIGURATION, _landing_properties())
 
 
+def stamps_folder(settings: Settings) -> Path:
+    """Where landing keeps small facts that outlive a run."""
+    return settings.home / "landing"
+
+
 class LandedTable:
     """This writer's hold on a landed table: commits rows with positions, and notices any other writer.
 
@@ -312,9 +317,13 @@ class LandedTable:
         lake: where the table lies; it is made if it isn't there.
         facts: the topic whose partitions are landed.
         shape: which table.
+        stamps: folder that keeps the time of the last vacuum, since a run ends before the next one is due; ``None``:
+            no vacuum by itself.
     """
 
-    def __init__(self, lake: Lake, facts: TopicFacts, shape: TableShape = READINGS_SHAPE) -> None:
+    def __init__(
+        self, lake: Lake, facts: TopicFacts, shape: TableShape = READINGS_SHAPE, *, stamps: Path | None = None
+    ) -> None:
         self._lake = lake
         self._facts = facts
         self.shape = shape
@@ -323,7 +332,7 @@ class LandedTable:
         self._plan = CompactionPlan()
         self._commits = 0
         self._touched: set[object] = set()
-        self._vacuumed = time.monotonic()
+        self._stamp = None if stamps is None else stamps / f"vacuumed-{shape.name}"
 
     @property
     def version(self) -> int:
@@ -419,10 +428,19 @@ class LandedTable:
             )
             done.append((day, target))
         self._touched.clear()
-        if time.monotonic() - self._vacuumed > VACUUM_EVERY.total_seconds():
-            self._vacuumed = time.monotonic()
-            self.vacuum()
+        self.vacuum_when_due()
         return done
+
+    def vacuum_when_due(self) -> None:
+        """Vacuums where the last time is longer ago than ``VACUUM_EVERY``, over all runs."""
+        if self._stamp is None:
+            return
+        if not self._stamp.exists():
+            self._stamp.parent.mkdir(parents=True, exist_ok=True)
+            self._stamp.touch()
+        elif time.time() - self._stamp.stat().st_mtime > VACUUM_EVERY.total_seconds():
+            self._stamp.touch()
+            self.vacuum()
 
     def vacuum(self) -> int:
         """Deletes files that no version of the last ``TOMBSTONES_KEPT`` names, those of killed writers too."""
@@ -647,7 +665,7 @@ class Landing:
             ThreadPoolExecutor(1, "landing-commit") as committer,
         ):
             facts = self._facts()
-            self._table = LandedTable(self._lake, facts)
+            self._table = LandedTable(self._lake, facts, stamps=stamps_folder(self._settings))
             self._facts_at_start = facts
             report = LandingReport(facts.cluster_id, facts.topic_id)
             watermarks = self._watcher.watermarks(facts.partitions)

@@ -52,7 +52,6 @@ from smoke_platform.domain.offsets import OffsetRange, advanced, after, start_po
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.landing import (
     TABLE_CONFIGURATION,
-    VACUUM_EVERY,
     LandedTable,
     Standing,
     StandingProbe,
@@ -60,6 +59,7 @@ from smoke_platform.streaming.landing import (
     fault_of,
     give_up_lost,
     lease_path,
+    stamps_folder,
 )
 
 log = logging.getLogger(__name__)
@@ -208,7 +208,7 @@ class _Stream:
             return False
         watermarks = self._watcher.watermarks(facts.partitions, 5.0)
         self._facts = facts
-        self._landed = LandedTable(self._lake, facts, record_shape(self.table))
+        self._landed = LandedTable(self._lake, facts, record_shape(self.table), stamps=stamps_folder(self._settings))
         points = start_points(self._landed.positions, watermarks)
         if fault := fault_of(points, self.table.what):
             raise fault
@@ -305,12 +305,7 @@ class _Stream:
         if self._one_per_reading and self._forgotten != today:
             self._forgotten = today
             self._landed.forget_before(today - timedelta(days=self._settings.prediction_days))
-        # A run ends before the hour is over, so the time of the last vacuum outlives it in a file.
-        stamp = self._settings.home / "landing" / f"vacuumed-{self.table.name}"
-        if not stamp.exists() or time.time() - stamp.stat().st_mtime > VACUUM_EVERY.total_seconds():
-            stamp.parent.mkdir(parents=True, exist_ok=True)
-            stamp.touch()
-            self._landed.vacuum()
+        self._landed.vacuum_when_due()
 
 
 def _stored(rows: pl.DataFrame) -> pa.Table:
