@@ -5,6 +5,7 @@ Needs Chromium (Debian: chromium); what opens it is reported as skipped without 
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import re
@@ -21,10 +22,22 @@ import httpx
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
+from smoke_platform.adapters.kafka import partition_of
 from smoke_platform.adapters.lake import READINGS, Lake
+from smoke_platform.domain.alarms import Evidence, Kind, State, Verb
 from smoke_platform.serving.app import STATIC_DIR
 from smoke_platform.settings import Settings
-from smoke_platform_tests.integration.test_api import SMOKE_SENSITIVE, Served, _landed, _until, serving
+from smoke_platform_tests.alarm_parts import (
+    PARTITIONS,
+    Obeying,
+    later,
+    make_topics,
+    private_broker,
+    record,
+    write,
+)
+from smoke_platform_tests.integration.test_alarms_api import HEALTHY, detector_health
+from smoke_platform_tests.integration.test_api import SMOKE_SENSITIVE, TOKEN, Served, _landed, _until, serving
 from smoke_platform_tests.scorer_models import logistic_model, publish
 
 pytestmark = pytest.mark.integration
@@ -175,3 +188,149 @@ def test_a_lost_service_is_told(tmp_path: Path, settings_for: Callable[..., Sett
             _until(lambda: page.text("#overall") == "degraded", 30)
             assert "No model" in page.text("#notice")
         _until(lambda: page.text("#overall") == "not reachable", 30)
+
+
+# -- alarms ----------------------------------------------------------------------------------------------------
+
+TRICKY = "<script>window.hit=1</script><img src=x onerror=window.hit=2>"
+
+
+@pytest.fixture
+def with_alarms(
+    tmp_path: Path, free_port: Callable[[], int], settings_for: Callable[..., Settings]
+) -> Iterator[Served]:
+    """A service with a broker of its own, a model and a token; nothing has happened yet."""
+    with private_broker(tmp_path / "broker", free_port) as embedded:
+        settings = settings_for(tmp_path, KAFKA_BOOTSTRAP_SERVERS=embedded.bootstrap_servers, SMOKE_API_TOKEN=TOKEN)
+        make_topics(settings)
+        publish(settings.models_dir, 1, logistic_model(SMOKE_SENSITIVE, -2.0))
+        with serving(settings) as served:
+            yield served
+
+
+def _picture(page: Page, path: Path) -> None:
+    """Keeps what is to be seen, for whoever looks after a failed test."""
+    page.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+    path.write_bytes(base64.b64decode(page.call("Page.captureScreenshot")["data"]))
+
+
+def _set(page: Page, selector: str, value: str, event: str = "input") -> None:
+    place = f"document.querySelector({json.dumps(selector)})"
+    page.value(f"{place}.value = {json.dumps(value)}; {place}.dispatchEvent(new Event({json.dumps(event)}))")
+
+
+def test_calm_is_told_only_while_it_is_known(with_alarms: Served, tmp_path: Path) -> None:
+    """A green page over a detector that does not run is how a fire is missed."""
+    with _browser(tmp_path / "profile") as page:
+        with detector_health(with_alarms.settings.detector_port, HEALTHY):
+            page.call("Page.navigate", url=f"{with_alarms.client.base_url}/#alarms")
+            _until(lambda: page.text("#alarm-empty").startswith("No live alarms."), 30)
+            assert page.value("document.querySelector('#alarm-problems').hidden") is True
+            assert page.value("document.querySelector('#alarm-empty').className") == "empty good"
+            _picture(page, tmp_path / "calm.png")
+        _until(lambda: "No detector answers" in page.text("#alarm-problems"), 30)
+        assert "cannot be relied on" in page.text("#alarm-empty")
+        assert page.value("document.querySelector('#alarm-empty').className") == "empty unsure"
+        assert page.value("document.querySelector('#alarm-problems').hidden") is False
+        with detector_health(with_alarms.settings.detector_port, {**HEALTHY, "lag": 54_321}):
+            _until(lambda: "54,321 readings behind" in page.text("#alarm-problems"), 30)
+            assert "cannot be relied on" in page.text("#alarm-empty")
+
+
+def test_alarms_are_shown_and_an_acknowledgement_travels(with_alarms: Served, tmp_path: Path) -> None:
+    """Somebody sees the alarm, clicks, and the detector knows who has seen it; a device's name is never markup."""
+    settings = with_alarms.settings
+    evidence = Evidence(rules=("heat", "smoke"), score=0.97, threshold=0.6, values={"temperature_c": 71.0})
+    fire = record("kitchen-1", severity="critical", site="north", room="kitchen", evidence=evidence)
+    tricky = record(TRICKY, site="<b>site</b>")
+    set_aside = record("shelved-1", state=State.SHELVED, until=2e9, alarm_id="")
+    with (
+        detector_health(settings.detector_port, HEALTHY),
+        Obeying(settings) as detector,
+        _browser(tmp_path / "profile") as page,
+    ):
+        detector.knows(fire, tricky, set_aside)
+        write(settings, fire, tricky, set_aside, record("attic", Kind.OFFLINE, severity="low"))
+        page.call("Page.navigate", url=str(with_alarms.client.base_url))
+        _until(lambda: page.value("document.querySelectorAll('#alarm-rows tr').length") == 3, 30)
+        first = page.text("#alarm-rows tr:first-child")
+        for words in (
+            "critical",
+            "fire",
+            "kitchen-1",
+            "north / kitchen",
+            "active",
+            "too hot for any room",
+            "model 0.97",
+        ):
+            assert words in first, (words, first)
+        assert "3 live (1 critical, 1 high, 1 low), 3 not acknowledged; 1 shelved" in page.text("#alarm-count")
+        assert page.value("document.title").startswith("(3)")
+        assert TRICKY in page.text("#alarm-rows")
+        assert page.value("document.querySelectorAll('#alarm-rows script, #alarm-rows img, #alarm-rows b').length") == 0
+        assert page.value("window.hit") is None
+        _picture(page, tmp_path / "alarms.png")
+        page.click("#alarm-rows tr:first-child button[data-verb=acknowledge]")
+        assert page.text("#alarm-dialog-title") == "Acknowledge: fire alarm of kitchen-1"
+        page.click("#alarm-send")
+        assert "name is needed" in page.text("#alarm-fault")
+        assert page.problems == []
+        _set(page, "#alarm-by", "ann")
+        _set(page, "#alarm-reason", "on my way")
+        _set(page, "#alarm-token", "wrong")
+        _picture(page, tmp_path / "dialog.png")
+        page.click("#alarm-send")
+        _until(lambda: "token is missing or wrong" in page.text("#alarm-fault"))
+        _set(page, "#alarm-token", TOKEN)
+        page.click("#alarm-send")
+        _until(lambda: "is acknowledged now" in page.text("#alarm-said"))
+        assert page.value("document.querySelector('#alarm-dialog').open") is False
+        _until(lambda: "acknowledged" in page.text("#alarm-rows tr:first-child"))
+        partition, command = detector.commands[0]
+        assert partition == partition_of("kitchen-1", PARTITIONS)
+        assert (command.verb, command.by, command.reason) == (Verb.ACKNOWLEDGE, "ann", "on my way")
+        assert page.value("sessionStorage.getItem('alarm-token')") == TOKEN
+        assert page.value("localStorage.length") == 0
+        # What has no alarm of its own is handled by device and kind.
+        _set(page, "#alarm-state", "aside", "change")
+        _until(lambda: "shelved until 2033" in page.text("#alarm-rows"))
+        page.click("#alarm-rows button[data-verb=unshelve]")
+        page.click("#alarm-send")
+        _until(lambda: len(detector.commands) == 2)
+        assert detector.commands[1][1].verb is Verb.UNSHELVE
+        _until(lambda: page.text("#alarm-empty") == "None is shelved or disabled.")
+        # What is over disappears, and what is new is told to those who listen.
+        _set(page, "#alarm-state", "live", "change")
+        write(settings, record("new-1"), later(tricky, record().event, state=State.NORMAL))
+        _until(lambda: "new-1" in page.text("#alarm-rows") and TRICKY not in page.text("#alarm-rows"))
+
+
+def test_a_flood_of_alarms_does_not_stop_the_page(with_alarms: Served, tmp_path: Path) -> None:
+    """When everything alarms at once the console must still answer and show the worst first."""
+    settings = with_alarms.settings
+    with detector_health(settings.detector_port, HEALTHY), _browser(tmp_path / "profile") as page:
+        page.call("Page.navigate", url=str(with_alarms.client.base_url))
+        write(
+            settings,
+            *(record(f"flood-{n}", Kind.OFFLINE, severity="low") for n in range(10_000)),
+            record("fire-1", severity="critical"),
+        )
+        _until(lambda: "10,001 live" in page.text("#alarm-count"), 60)
+        assert page.value("document.querySelectorAll('#alarm-rows tr').length") == 200
+        assert "fire-1" in page.text("#alarm-rows tr:first-child")
+        assert "10,000 offline" in page.text("#alarm-more")
+        _picture(page, tmp_path / "flood.png")
+        _set(page, "#alarm-filter", "flood-77")
+        _until(lambda: "flood-77" in page.text("#alarm-rows tr:first-child"), 30)
+        assert page.problems == []
+
+
+def test_alarms_that_cannot_be_read_are_not_called_calm(tmp_path: Path, settings_for: Callable[..., Settings]) -> None:
+    """Without Kafka, or without the service itself, nothing is known; the page has to say so."""
+    with _browser(tmp_path / "profile") as page:
+        with serving(settings_for(tmp_path)) as served:
+            page.call("Page.navigate", url=str(served.client.base_url))
+            _until(lambda: "not been read yet" in page.text("#alarm-empty"), 30)
+            assert "no Kafka broker" in page.text("#alarm-problems")
+            assert page.text("#alarm-count") == "not known yet"
+        _until(lambda: "Whether there are alarms is not known" in page.text("#alarm-empty"), 30)

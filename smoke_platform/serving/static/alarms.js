@@ -38,7 +38,9 @@ function alarmCells(alarm, row) {
   if (alarm.verdict) state.append(element("small", `verdict: ${kindWords(alarm.verdict)}`));
   const since = element("td", "");
   since.title = alarm.since || alarm.at || "";
-  const actions = element("td", undefined, "actions");
+  const actions = element("div", undefined, "actions");
+  const last = element("td");
+  last.append(actions);
   for (const [verb, facts] of Object.entries(VERBS)) {
     if (!facts.fits(alarm)) continue;
     const button = element("button", facts.title, verb === "acknowledge" ? "small" : "small quiet");
@@ -49,7 +51,7 @@ function alarmCells(alarm, row) {
     actions.append(button);
   }
   row.replaceChildren(
-    severity, element("td", kindWords(alarm.kind)), device, state, since, element("td", alarm.why, "wide"), actions,
+    severity, element("td", kindWords(alarm.kind)), device, state, since, element("td", alarm.why, "wide"), last,
   );
   row.className = MARKS[alarm.severity] && alarm.live ? `alarm-${alarm.severity}` : "";
   row.sinceCell = since;
@@ -114,11 +116,12 @@ function showProblems(problems) {
 function showEmpty(page, status) {
   const empty = $("alarm-empty");
   const sure = page.ready && status.current && status.judging;
+  const filtered = $("alarm-kind").value || $("alarm-filter").value.trim();
   let text = "";
   if (!page.ready) text = "The alarms have not been read yet: nothing is known.";
   else if (page.alarms.length > 0) text = "";
+  else if ($("alarm-state").value === "aside" && !filtered) text = "None is shelved or disabled.";
   else if (page.counts.live > 0) text = `No alarm fits the filter; ${page.counts.live.toLocaleString("en")} are live.`;
-  else if ($("alarm-state").value !== "live") text = "None.";
   else text = sure ? "No live alarms. The readings are being judged." : "No live alarm is known, but that cannot be relied on now: see above.";
   empty.hidden = text === "";
   empty.className = sure && page.counts.live === 0 ? "empty good" : "empty unsure";
@@ -185,6 +188,7 @@ async function sendCommand() {
     ? `/alarms/${encodeURIComponent(alarm.alarm_id)}/commands`
     : `/devices/${encodeURIComponent(alarm.device_id)}/alarms/${encodeURIComponent(alarm.kind)}/commands`;
   $("alarm-send").disabled = true;
+  $("alarm-fault").hidden = true;
   try {
     const answer = await ask(path, {
       method: "POST",
