@@ -106,9 +106,11 @@ def list_alarms(
     from smoke_platform.adapters.alarm_log import AlarmLog
 
     wanted = _wanted(site, kind, severity, "all" if every else state, device)
-    with AlarmLog(load_settings()) as log:
+    settings = load_settings()
+    with AlarmLog(settings) as log:
         log.require_ready()
-        found, counts = log.records(wanted), log.counts()
+        found, counts, partitions = log.records(wanted), log.counts(), log.partitions or 0
+    _note_unjudged(settings, partitions)
     if as_json:
         click.echo(json.dumps([_facts(record) for record in found], indent=2))
         return
@@ -119,6 +121,17 @@ def list_alarms(
     live = sum(number for (_, its_state, _), number in counts.items() if its_state in LIVE)
     aside = sum(counts.values()) - live
     click.echo(f"{len(found):,} shown; {live:,} live alarms, {aside:,} shelved or disabled")
+
+
+def _note_unjudged(settings: Settings, partitions: int) -> None:
+    """An empty list means little while nobody judges the readings."""
+    import asyncio
+
+    from smoke_platform.serving.alarms import DetectorProbe, uncertainty
+
+    doubt = uncertainty(asyncio.run(DetectorProbe(settings).look()), partitions)
+    if doubt:
+        click.echo(f"note: {doubt}", err=True)
 
 
 def _show_table(found: Sequence[AlarmRecord]) -> None:

@@ -92,7 +92,7 @@ def outcome(record: AlarmRecord, verb: Verb) -> str:
     done = {Verb.VERDICT: "the verdict is noted", Verb.COMMENT: "the comment is noted"}.get(verb)
     if done is not None:
         return f"{done}; the {name} is {state_words(record)}"
-    return f"done: the {name} is {'over' if record.state is State.NORMAL else state_words(record)} now"
+    return f"done: the {name} is now {'over' if record.state is State.NORMAL else state_words(record)}"
 
 
 def moment(epoch_s: float | None) -> str:

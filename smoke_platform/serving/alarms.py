@@ -289,7 +289,7 @@ class AlarmDesk:
         behind, fault = self.log.behind, self.log.fault
         partitions = self.log.partitions
         current = behind is not None and behind <= MOST_BEHIND
-        covered = partitions is not None and set(detector["partitions"]) >= set(range(partitions))
+        doubt = uncertainty(detector, partitions)
         problems = []
         if not self.log.ready:
             problems.append(f"The alarms have not been read yet: {_told(fault, 'reading is under way')}.")
@@ -297,17 +297,11 @@ class AlarmDesk:
             problems.append(f"The list may be old: {_told(fault, '')}.")
         elif not current:
             problems.append(f"The list is {behind:,} records behind.")
-        if not detector["judging"]:
-            problems.append(f"{detector['detail']}.")
-        elif partitions is not None and not covered:
-            held = len(detector["partitions"])
-            problems.append(
-                f"The detector that is asked judges {held} of {partitions} partitions; whether another one judges the "
-                "rest is not known here."
-            )
+        if doubt:
+            problems.append(doubt)
         return {
             "current": current,
-            "judging": bool(detector["judging"] and covered),
+            "judging": partitions is not None and not doubt,
             "problems": problems,
             "log": {"ready": self.log.ready, "behind": behind, "unreadable": self.log.unreadable,
                     "fault": fault.message if fault else ""},
@@ -544,6 +538,24 @@ def judged(health: Any) -> dict[str, Any]:
         "judging": not detail,
         "detail": detail,
     }
+
+
+def uncertainty(detector: dict[str, Any], partitions: int | None) -> str:
+    """Why readings may not be judged, in a sentence; empty where all of them are.
+
+    Args:
+        detector: what ``DetectorProbe.look`` gave.
+        partitions: how many there are, ``None`` where that is not known.
+    """
+    if not detector["judging"]:
+        return f"{detector['detail']}."
+    held = set(detector["partitions"])
+    if partitions is None or held >= set(range(partitions)):
+        return ""
+    return (
+        f"The detector that is asked judges {len(held)} of {partitions} partitions; whether another one judges the "
+        "rest is not known here."
+    )
 
 
 def _list(value: Any) -> Sequence[Any]:

@@ -277,7 +277,8 @@ def test_the_list_shows_live_alarms_and_filters(settings: Settings, run: Callabl
     assert "heat: too hot for any room" in shown.output
     assert "list-over" not in shown.output
     assert "list-shelved" not in shown.output
-    facts = json.loads(run("list", "--all", "--site", "list-site", "--json").output)
+    assert "No detector answers" in shown.stderr, "a list without a detector proves nothing"
+    facts = json.loads(run("list", "--all", "--site", "list-site", "--json").stdout)
     assert {it["device_id"] for it in facts} == {"li\x1b[2Jst", "list-over", "list-shelved"}
     assert "shelved until 2033-05-18" in run("list", "--state", "aside", "--device", "LIST-").output
     assert run("list", "--severity", "loud").exit_code == 2
@@ -291,16 +292,19 @@ def test_commands_are_carried_out_and_told_in_words(settings: Settings, run: Cal
     with Obeying(settings) as detector:
         detector.knows(alarm, over)
         for arguments, said in (
-            (("ack", "cli-1", "--by", "ann"), "done: the fire alarm of cli-1 is acknowledged now"),
+            (("ack", "cli-1", "--by", "ann"), "done: the fire alarm of cli-1 is now acknowledged"),
             (("snooze", alarm.alarm_id, "--for", "10m", "--reason", "there"), "snoozed until"),
-            (("wake", "cli-1"), "is acknowledged now"),
+            (("wake", "cli-1"), "is now acknowledged"),
             (("comment", "cli-1", "called them"), "the comment is noted"),
             (("verdict", "cli-1", "false", "--reason", "toast"), "the verdict is noted"),
-            (("reset", "cli-2"), "is over now"),
-            (("shelve", "cli-new", "--for", "8h", "--reason", "paint"), "is shelved until"),
-            (("unshelve", "cli-new"), "is over now"),
-            (("disable", "cli-new", "--kind", "offline", "--reason", "gone"), "offline alarm of cli-new is disabled"),
-            (("enable", "cli-new", "--kind", "offline"), "is over now"),
+            (("reset", "cli-2"), "is now over"),
+            (("shelve", "cli-new", "--for", "8h", "--reason", "paint"), "is now shelved until"),
+            (("unshelve", "cli-new"), "is now over"),
+            (
+                ("disable", "cli-new", "--kind", "offline", "--reason", "gone"),
+                "offline alarm of cli-new is now disabled",
+            ),
+            (("enable", "cli-new", "--kind", "offline"), "is now over"),
         ):
             done = run(*arguments)
             assert done.exit_code == 0, (arguments, done.output, done.exception)

@@ -283,7 +283,7 @@ def test_alarms_are_shown_and_an_acknowledgement_travels(with_alarms: Served, tm
         _until(lambda: "token is missing or wrong" in page.text("#alarm-fault"))
         _set(page, "#alarm-token", TOKEN)
         page.click("#alarm-send")
-        _until(lambda: "is acknowledged now" in page.text("#alarm-said"))
+        _until(lambda: "is now acknowledged" in page.text("#alarm-said"))
         assert page.value("document.querySelector('#alarm-dialog').open") is False
         _until(lambda: "acknowledged" in page.text("#alarm-rows tr:first-child"))
         partition, command = detector.commands[0]

@@ -168,7 +168,7 @@ def test_words_say_why_and_what_came_of_it() -> None:
     assert outcome(refused, Verb.ACKNOWLEDGE) == "refused for the fire alarm of kitchen-1: it is acknowledged already"
     snoozed = later(fire, Event.SNOOZED, state=State.SNOOZED, until=0.0, by="ann", reason="there\nnow")
     assert outcome(snoozed, Verb.SNOOZE) == (
-        "done: the fire alarm of kitchen-1 is snoozed until 1970-01-01 00:00:00Z now"
+        "done: the fire alarm of kitchen-1 is now snoozed until 1970-01-01 00:00:00Z"
     )
     assert event_words(snoozed) == "snoozed by ann: there?now"
     judged = later(fire, Event.VERDICT, verdict=Verdict.FALSE_ALARM, by="ann")
