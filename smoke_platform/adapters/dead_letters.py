@@ -44,9 +44,10 @@ UNREAD = "not_read"
 #: How long a broker may take for its first answer, and between two letters.
 _FIRST_ANSWER_S = 10.0
 _SILENCE_S = 30.0
-#: Letters taken at once, and letters between two clean-ups of the index.
 _POLL = 2_000
-_TIDY_ROWS = 100_000
+#: Rows of the index that are packed together, and packs after which repeated and unwanted ones are thrown out.
+_CHUNK_ROWS = 20_000
+_TIDY_CHUNKS = 25
 #: Letters that a replay names when it did not send them.
 MOST_EXAMPLES = 10
 #: Letters that lie closer together are read in one go, the ones in between included.
@@ -103,6 +104,7 @@ class LetterIndex:
         self._sources: dict[tuple[str, int], int] = {}
         self._reasons: dict[str, int] = {}
         self._tidied = np.empty(0, _ROW)
+        self._chunks: list[npt.NDArray[Any]] = []
         self._fresh: list[tuple[Any, ...]] = []
         self.unread = 0
 
@@ -125,14 +127,23 @@ class LetterIndex:
                 self._filter.takes(letter),
             )
         )
-        if len(self._fresh) >= _TIDY_ROWS:
-            self._tidy()
+        if len(self._fresh) >= _CHUNK_ROWS:
+            self._pack()
+            # As much as there is already, so that each row is sorted a few times and not once a chunk.
+            if sum(map(len, self._chunks)) >= max(_TIDY_CHUNKS * _CHUNK_ROWS, len(self._tidied)):
+                self._tidy()
+
+    def _pack(self) -> None:
+        self._chunks.append(np.array(self._fresh, _ROW))
+        self._fresh = []
 
     def _tidy(self) -> None:
-        if not self._fresh:
+        if self._fresh:
+            self._pack()
+        if not self._chunks:
             return
-        rows = np.concatenate([self._tidied, np.array(self._fresh, _ROW)])
-        self._fresh = []
+        rows = np.concatenate([self._tidied, *self._chunks])
+        self._chunks = []
         # Within a partition a later letter replaces an earlier one; equal identities are always in one partition.
         rows = rows[np.lexsort((rows["offset"], rows["message"], rows["partition"], rows["source"]))]
         last = np.ones(len(rows), bool)

@@ -112,8 +112,21 @@ def _progress(label: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+@contextmanager
+def _speaking() -> Iterator[None]:
+    """Gives the remedy to an outage of the broker, which long-running programs only wait out."""
+    from smoke_platform.adapters.kafka_bulk import KafkaUnreachable
+
+    try:
+        yield
+    except KafkaUnreachable as error:
+        raise SmokeError(
+            error.message, error.remedy or "start the broker (`smoke up`), or set KAFKA_BOOTSTRAP_SERVERS to yours"
+        ) from None
+
+
 def _find(reader: LetterReader, filter_: LetterFilter) -> LetterIndex:
-    with _progress("reading letters") as progress:
+    with _speaking(), _progress("reading letters") as progress:
         return reader.find(filter_, progress=progress)
 
 
@@ -223,7 +236,7 @@ def _parse_identity(text: str) -> MessageId:
 def _letters_of(reader: LetterReader, identity: MessageId) -> list[DeadLetter]:
     from smoke_platform.adapters.dead_letters import letters_of
 
-    with _progress("looking for the letter") as progress:
+    with _speaking(), _progress("looking for the letter") as progress:
         return letters_of(reader, identity, progress)
 
 

@@ -22,6 +22,7 @@ from smoke_platform.adapters.dead_letters import LetterFilter, LetterReader
 from smoke_platform.adapters.kafka import Cluster, ReadingProducer, partition_of
 from smoke_platform.adapters.lake import READINGS, Lake
 from smoke_platform.cli.main import root
+from smoke_platform.domain.errors import SmokeError
 from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.landing import Landing
@@ -246,6 +247,16 @@ def test_what_was_not_replayed_is_named_and_makes_the_command_fail(platform: Set
     assert (
         "no JSON object" in smoke("dlq", "replay", "--reason", "not_json", "--drop", "co_ppm", "--yes", code=1).stderr
     )
+
+
+def test_a_broker_that_is_down_is_named_with_its_remedy(
+    platform: Settings, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or "no dead letters" is read where nobody could look."""
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", f"127.0.0.1:{free_port()}")
+    result = CliRunner().invoke(root, ["dlq", "list"])
+    assert isinstance(result.exception, SmokeError)
+    assert "KAFKA_BOOTSTRAP_SERVERS" in result.exception.remedy
 
 
 def test_only_the_letters_that_are_shown_are_read_again(platform: Settings) -> None:

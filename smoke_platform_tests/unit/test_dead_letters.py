@@ -175,7 +175,8 @@ def test_a_dump_holds_every_byte(value: bytes) -> None:
 
 def test_a_letter_that_was_sent_twice_counts_once_and_by_its_last_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """Identities are what people count; after a replay that failed otherwise the last verdict holds."""
-    monkeypatch.setattr(dead_letters, "_TIDY_ROWS", 2)
+    monkeypatch.setattr(dead_letters, "_CHUNK_ROWS", 1)
+    monkeypatch.setattr(dead_letters, "_TIDY_CHUNKS", 2)
     index = LetterIndex(LetterFilter(reasons=frozenset({"not_json"})))
     for each in (
         letter(1, offset=0),
