@@ -39,7 +39,7 @@ KINDS: tuple[Kind, ...] = (Kind.FIRE, Kind.SENSOR_FAULT, Kind.DATA_QUALITY, Kind
 _COLUMN = {kind: column for column, kind in enumerate(KINDS)}
 _OFFLINE = _COLUMN[Kind.OFFLINE]
 
-#: A device's clock counts as set back after this many readings in a row that are this far behind it, in seconds. One may
+#: A device's clock counts as set back after this many readings in a row, this far behind it, in seconds. One may
 #: run ahead by minutes before its readings are refused, so minutes of deafness are what this bounds.
 CLOCK_SET_BACK_READINGS = 10
 CLOCK_SET_BACK_S = 30.0
