@@ -218,6 +218,12 @@ class Settings(BaseModel):
     detector_port: int = _setting(
         "SMOKE_DETECTOR_PORT", 5001, "Health and metrics of the detector", section="Detector", ge=1, le=65535
     )
+    detector_address: str = _setting(
+        "SMOKE_DETECTOR_URL",
+        "",
+        "Where the console finds the detector; empty: the port above on this machine",
+        section="Detector",
+    )
     detector_member: str = _setting(
         "SMOKE_DETECTOR_MEMBER",
         "detector-0",
@@ -367,6 +373,10 @@ class Settings(BaseModel):
     @property
     def api_url(self) -> str:
         return self.ml_api_url.rstrip("/") or f"http://{self.near_host}:{self.api_port}"
+
+    @property
+    def detector_url(self) -> str:
+        return self.detector_address.rstrip("/") or f"http://{self.near_host}:{self.detector_port}"
 
     @property
     def zone(self) -> ZoneInfo:

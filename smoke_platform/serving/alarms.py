@@ -474,10 +474,10 @@ class CommandBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class DetectorProbe:
-    """Asks the detector on this machine how it is; many who ask at once cost one question."""
+    """Asks the detector how it is; many who ask at once cost one question."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = f"http://{settings.near_host}:{settings.detector_port}/health"
+        self._url = f"{settings.detector_url}/health"
         self._seen: dict[str, Any] | None = None
         self._at = -HEALTH_FRESH_S
         self._asking: asyncio.Task[dict[str, Any]] | None = None

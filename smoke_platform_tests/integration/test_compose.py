@@ -27,7 +27,10 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "p@ss:w/rd only here"  # noqa: S105 - an awkward one, for this test alone
-OURS = ("topics", "registry", "dagster-code", "dagster-webserver", "dagster-daemon", "producer", "api", "mqtt-bridge")
+OURS = (
+    *("topics", "registry", "dagster-code", "dagster-webserver", "dagster-daemon"),
+    *("producer", "detector", "notify", "api", "mqtt-bridge"),
+)
 #: They describe the embedded platform, or are ports on the host's side.
 NOT_PASSED_ON = {
     "SMOKE_CACHE_DIR",
@@ -36,6 +39,8 @@ NOT_PASSED_ON = {
     "SMOKE_KAFKA_CONTROLLER_PORT",
     "SMOKE_API_PORT",
     "SMOKE_DAGSTER_GRPC_PORT",
+    "SMOKE_DETECTOR_PORT",
+    "SMOKE_NOTIFY_PORT",
 }
 
 
@@ -43,7 +48,9 @@ def _only_for(setting: str) -> str:
     """The one service that gets this setting; empty where all do."""
     if setting.startswith("SMOKE_MQTT_"):
         return "mqtt-bridge"
-    return {"SMOKE_API_TOKEN": "api"}.get(setting, "")
+    if setting.startswith("SMOKE_NOTIFY_"):
+        return "notify"
+    return {"SMOKE_API_TOKEN": "api", "SMOKE_DETECTOR_MEMBER": "detector"}.get(setting, "")
 
 
 def _ask_compose(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -134,7 +141,7 @@ def test_services_wait_for_what_they_need() -> None:
     assert waits["dagster-code"] == {"registry": "service_completed_successfully"}
     for name in ("dagster-webserver", "dagster-daemon"):
         assert waits[name] == {"dagster-code": "service_healthy"}
-    for name in ("producer", "api", "mqtt-bridge"):
+    for name in ("producer", "detector", "notify", "api", "mqtt-bridge"):
         assert waits[name] == {"topics": "service_completed_successfully"}
     awaited = {other for entry in waits.values() for other, how in entry.items() if how == "service_healthy"}
     for name in awaited | {"api", "dagster-daemon", "dagster-webserver"}:
@@ -239,12 +246,16 @@ def test_the_image_installs_from_the_lock_and_runs_without_root() -> None:
 
 def test_alerts_use_metrics_that_exist(tmp_path: Path) -> None:
     """An alert on a metric that nobody exports never fires."""
+    from prometheus_client import generate_latest
+
     from smoke_platform.serving.app import create_app
+    from smoke_platform.streaming.detector_metrics import DetectorMetrics
 
     app = create_app(load_settings({"SMOKE_HOME": str(tmp_path)}, Path("/nonexistent")))
     telemetry = app.state.telemetry
     telemetry.observe("/predict", "POST", 200, 0.001)
-    exported = set(re.findall(r"^(\w+)[{ ]", telemetry.exposition().decode(), re.MULTILINE))
+    texts = [telemetry.exposition().decode(), generate_latest(DetectorMetrics().registry).decode()]
+    exported = {name for text in texts for name in re.findall(r"^(\w+)[{ ]", text, re.MULTILINE)}
     groups = yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text(encoding="utf-8"))["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     recorded = {rule["record"] for rule in rules if "record" in rule}
