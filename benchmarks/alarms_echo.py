@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.alarms_spec import ChildSpec
 from smoke_platform.domain.alarms import AlarmRecord, Event, Kind, State, encode
-from smoke_platform.streaming.detector import BUSY_FROM, CONSUMER_SETTINGS, FETCH_BUSY, FETCH_CALM
+from smoke_platform.streaming.detector import BUSY_FROM, CONSUMER_SETTINGS, FETCH_BUSY, FETCH_CALM, REJOIN_S
 
 #: As the detector sets up the producer of its alarms.
 PRODUCER: dict[str, Any] = {
@@ -44,8 +44,14 @@ def echo(spec: ChildSpec) -> None:
         bootstrap_servers=spec.brokers, group_id=spec.group, group_instance_id="echo", **{**CONSUMER_SETTINGS, **fetch}
     )
     consumer.subscribe([spec.topic])
+    rejoin_at = time.monotonic() + REJOIN_S
     while not consumer.assignment() and not stopping:
         consumer.poll(POLL_MS)
+        if time.monotonic() > rejoin_at:
+            # As the detector does: a group that was formed while its topic was being made may stay without partitions.
+            consumer.unsubscribe()
+            consumer.subscribe([spec.topic])
+            rejoin_at = time.monotonic() + REJOIN_S
     Path(spec.ready).touch()
     gc.collect()
     gc.freeze()

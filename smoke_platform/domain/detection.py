@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from smoke_platform.domain import alarm_machine, features, rules, silence
 from smoke_platform.domain.alarm_machine import POLICIES, Alarm, Observation, Subject
-from smoke_platform.domain.alarms import AlarmCommand, AlarmRecord, Evidence, Kind, Severity
+from smoke_platform.domain.alarms import AlarmCommand, AlarmRecord, Evidence, Kind, Severity, State
 from smoke_platform.domain.devices import DEFAULT_INTERVAL_S, Device
 from smoke_platform.domain.features import FeatureState
 from smoke_platform.domain.live_decoding import decode_arrays
@@ -249,7 +249,8 @@ class Engine:
             self._columns.offline[slots] = False
             records += self._observe(partitions, offsets, appended, times, sensors, slots, scores, verdicts, scorer)
             levels, hits = verdicts.fire_level, verdicts.hits
-        for partition, offset in zip(batch.partitions, batch.offsets, strict=True):
+        # Within a partition offsets rise, so that the last one of each is the newest.
+        for partition, offset in dict(zip(batch.partitions, batch.offsets, strict=True)).items():
             self._newest[partition] = max(self._newest[partition], offset)
         return Outcome(
             records=records,
@@ -321,7 +322,7 @@ class Engine:
             for column in np.flatnonzero(concerned[row] | self._columns.busy[slot]).tolist():
                 level, hold = int(levels[row, column]), bool(holds[row, column])
                 evidence = _NO_EVIDENCE
-                if level:
+                if level and self._is_news(slot, column, level):
                     evidence = self._evidence(column, row, offset, slots, offsets, sensors, scores, verdicts, scorer)
                 observation = Observation(
                     # Silence is told by the broker's clock, since a silent device has none.
@@ -334,6 +335,11 @@ class Engine:
                 )
                 records += self._step(slot, partition, column, observation)
         return records
+
+    def _is_news(self, slot: int, column: int, level: int) -> bool:
+        """Whether the alarm would keep the evidence of a level: not of one that burns at least as badly already."""
+        alarm = self._alarms.get((slot, column), _BLANK)
+        return not alarm.holds or level > alarm.severity or alarm.state not in _SOUNDING
 
     def _step(self, slot: int, partition: int, column: int, observation: Observation) -> Sequence[AlarmRecord]:
         before = self._alarms.get((slot, column), _BLANK)
@@ -776,6 +782,7 @@ class Engine:
             yield name, Kind.PIPELINE, alarm
 
 
+_SOUNDING = frozenset({State.ACTIVE, State.ACKNOWLEDGED, State.SNOOZED})
 _BLANK = Alarm()
 _NO_EVIDENCE = Evidence()
 _QUALITY_RULE = "data_quality"
