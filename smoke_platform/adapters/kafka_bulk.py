@@ -47,6 +47,11 @@ MODEST_FETCH_SETTINGS: Mapping[str, Any] = {
 _URL_ALPHABET = str.maketrans("+/", "-_")
 
 
+_STALE_LEADER = frozenset(
+    {KafkaError.FENCED_LEADER_EPOCH, KafkaError.UNKNOWN_LEADER_EPOCH, KafkaError.NOT_LEADER_FOR_PARTITION}
+)
+
+
 class KafkaUnreachable(SmokeError):
     """The broker did not answer in time."""
 
@@ -107,7 +112,10 @@ class TopicWatcher:
     def __init__(self, brokers: str, topic: str) -> None:
         self._brokers = brokers
         self.topic = topic
-        self._admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0, "reconnect.backoff.max.ms": 500})
+        self._admin = self._client()
+
+    def _client(self) -> AdminClient:
+        return AdminClient({"bootstrap.servers": self._brokers, "log_level": 0, "reconnect.backoff.max.ms": 500})
 
     def facts(self, timeout_s: float = 10.0) -> TopicFacts | None:
         """The topic as it is now, ``None`` where there is none.
@@ -141,17 +149,9 @@ class TopicWatcher:
         """
         from confluent_kafka.admin import OffsetSpec
 
-        places = [TopicPartition(self.topic, partition) for partition in partitions]
-        try:
-            ends = []
-            for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):
-                asked = self._admin.list_offsets(dict.fromkeys(places, spec), request_timeout=timeout_s)
-                ends.append({place.partition: answer.result(timeout_s).offset for place, answer in asked.items()})
-        except KafkaException as error:
-            raise KafkaUnreachable(f"the broker {self._brokers} does not answer: {error.args[0].str()}") from None
-        except (TimeoutError, FutureTimeoutError):
-            raise KafkaUnreachable(f"the broker {self._brokers} does not answer") from None
-        return {partition: (ends[0][partition], ends[1][partition]) for partition in partitions}
+        low = self._offsets(partitions, OffsetSpec.earliest(), timeout_s)
+        high = self._offsets(partitions, OffsetSpec.latest(), timeout_s)
+        return {partition: (low[partition], high[partition]) for partition in partitions}
 
     def offsets_at(self, partitions: Sequence[int], moment: datetime, timeout_s: float = 10.0) -> dict[int, int]:
         """Partition -> first offset that was appended at this moment or later; without those that have none.
@@ -161,16 +161,26 @@ class TopicWatcher:
         """
         from confluent_kafka.admin import OffsetSpec
 
-        places = [TopicPartition(self.topic, partition) for partition in partitions]
         spec = OffsetSpec.for_timestamp(max(0, math.floor(moment.timestamp() * 1000)))
-        try:
-            asked = self._admin.list_offsets(dict.fromkeys(places, spec), request_timeout=timeout_s)
-            found = {place.partition: answer.result(timeout_s).offset for place, answer in asked.items()}
-        except KafkaException as error:
-            raise KafkaUnreachable(f"the broker {self._brokers} does not answer: {error.args[0].str()}") from None
-        except (TimeoutError, FutureTimeoutError):
-            raise KafkaUnreachable(f"the broker {self._brokers} does not answer") from None
+        found = self._offsets(partitions, spec, timeout_s)
         return {partition: offset for partition, offset in found.items() if offset >= 0}
+
+    def _offsets(self, partitions: Sequence[int], spec: Any, timeout_s: float) -> dict[int, int]:
+        asked = dict.fromkeys((TopicPartition(self.topic, partition) for partition in partitions), spec)
+        for last in (False, True):
+            try:
+                answers = self._admin.list_offsets(asked, request_timeout=timeout_s)
+                return {place.partition: answer.result(timeout_s).offset for place, answer in answers.items()}
+            except KafkaException as error:
+                fault = error.args[0]
+                # After a restart of the broker this client asks with the leader's old epoch, again and again; only a
+                # new client learns the new one.
+                if last or fault.code() not in _STALE_LEADER:
+                    raise KafkaUnreachable(f"the broker {self._brokers} does not answer: {fault.str()}") from None
+                self._admin = self._client()
+            except (TimeoutError, FutureTimeoutError):
+                break
+        raise KafkaUnreachable(f"the broker {self._brokers} does not answer")
 
 
 class BulkConsumer:

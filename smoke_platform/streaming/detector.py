@@ -573,7 +573,9 @@ class _Probe:
             began = time.monotonic()
             try:
                 self.ends = self._reader.ends(partitions)
-            except KafkaUnreachable:
+            except KafkaUnreachable as error:
+                if self.answers:
+                    log.warning("%s", error)
                 self.answers = False
             else:
                 # An answer that came late is one for which the broker was away, and the devices' way to it as well.

@@ -28,7 +28,7 @@ from smoke_platform.settings import Settings
 pytestmark = pytest.mark.end_to_end
 
 SMOKE = str(Path(sys.executable).with_name("smoke"))
-NAMES = ["kafka", "code_server", "daemon", "webserver", "api", "simulator"]
+NAMES = ["kafka", "detector", "code_server", "daemon", "webserver", "api", "notify", "simulator"]
 
 
 def smoke(settings: Settings, *arguments: str, **surroundings: str) -> subprocess.CompletedProcess[str]:
@@ -118,7 +118,7 @@ def test_doctor_knows_its_own_ports(platform: Platform) -> None:
         assert "this platform" in checks[f"Port {port}"]["found"]
 
 
-@pytest.mark.parametrize("name", ["kafka", "code_server", "api"])
+@pytest.mark.parametrize("name", ["kafka", "detector", "code_server", "api"])
 def test_a_killed_program_comes_back_by_itself(platform: Platform, name: str) -> None:
     """Nobody sits beside it at night."""
     victim = platform.pids()[name]
