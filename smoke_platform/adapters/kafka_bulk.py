@@ -167,20 +167,21 @@ class TopicWatcher:
 
     def _offsets(self, partitions: Sequence[int], spec: Any, timeout_s: float) -> dict[int, int]:
         asked = dict.fromkeys((TopicPartition(self.topic, partition) for partition in partitions), spec)
-        for last in (False, True):
+        deadline = time.monotonic() + timeout_s
+        while True:
             try:
                 answers = self._admin.list_offsets(asked, request_timeout=timeout_s)
                 return {place.partition: answer.result(timeout_s).offset for place, answer in answers.items()}
             except KafkaException as error:
                 fault = error.args[0]
-                # After a restart of the broker this client asks with the leader's old epoch, again and again; only a
-                # new client learns the new one.
-                if last or fault.code() not in _STALE_LEADER:
+                if fault.code() not in _STALE_LEADER or time.monotonic() > deadline:
                     raise KafkaUnreachable(f"the broker {self._brokers} does not answer: {fault.str()}") from None
-                self._admin = self._client()
             except (TimeoutError, FutureTimeoutError):
-                break
-        raise KafkaUnreachable(f"the broker {self._brokers} does not answer")
+                raise KafkaUnreachable(f"the broker {self._brokers} does not answer") from None
+            # After a restart of the broker this client asks with the leader's old epoch, again and again; only a new
+            # client learns the new one. For a moment the broker itself may be behind.
+            time.sleep(0.1)
+            self._admin = self._client()
 
 
 class BulkConsumer:
