@@ -249,6 +249,10 @@ class Dispatcher:
         return shown
 
 
+#: A group that was formed while its topic was being made may have no partitions; it is joined anew after this long.
+REJOIN_S = 10.0
+
+
 class Notifier:
     """The long-running program.
 
@@ -334,6 +338,9 @@ class Notifier:
             self._pause(error)
             return
         try:
+            # The member that leads the group hands out what it knows of: without this, nothing of a topic just made.
+            while not consumer.partitions_for_topic(self._topic) and not self.stop.wait(0.1):
+                pass
             consumer.subscribe([self._topic])
             self._loop(consumer)
         except errors.FencedInstanceIdError:
@@ -372,6 +379,7 @@ class Notifier:
             max_poll_records=2000,
             reconnect_backoff_max_ms=1000,
             allow_auto_create_topics=False,
+            metadata_max_age_ms=10_000,
             metrics_enabled=False,
         )
 
@@ -380,9 +388,15 @@ class Notifier:
         ends: dict[Any, int] = {}
         began = time.monotonic()
         caught_up = False
+        rejoin_at = began + REJOIN_S
         while not self.stop.is_set():
             polled = consumer.poll(timeout_ms=round(TICK_S * 1000))
             now = time.time()
+            if not assigned and not consumer.assignment() and time.monotonic() > rejoin_at:
+                log.warning("no partition of %s was assigned for %g s: joining the group anew", self._topic, REJOIN_S)
+                consumer.unsubscribe()
+                consumer.subscribe([self._topic])
+                rejoin_at = time.monotonic() + REJOIN_S
             if consumer.assignment() != assigned:
                 assigned = set(consumer.assignment())
                 if assigned:
