@@ -44,7 +44,7 @@ class AlarmPublisher:
 
     def __init__(self, brokers: str, metrics: DetectorMetrics, trace: Path | None, stop: threading.Event) -> None:
         self._metrics = metrics
-        self._pending: dict[int, deque[tuple[AlarmRecord, float]]] = {}
+        self._pending: dict[int, deque[AlarmRecord]] = {}
         self._end: dict[int, int] = {}
         self._trace = trace.open("a", encoding="ascii") if trace is not None else None
         self._producer = ReadingProducer(
@@ -64,7 +64,7 @@ class AlarmPublisher:
         self._pending[partition] = deque()
 
     def publish(self, record: AlarmRecord) -> None:
-        self._pending[record.partition].append((record, time.time()))
+        self._pending[record.partition].append(record)
         self._producer.send(alarm_key(record.device_id, record.kind), encode(record), partition=record.partition)
 
     def settled(self, partition: int) -> bool:
@@ -92,7 +92,7 @@ class AlarmPublisher:
     def _acknowledged(self, partition: int, offset: int) -> None:
         # On the client's thread. A partition's records are acknowledged in the order in which they were sent.
         moment = time.time_ns()
-        record, _ = self._pending[partition].popleft()
+        record = self._pending[partition].popleft()
         self._end[partition] = max(self._end[partition], offset + 1)
         self._metrics.acknowledged(record, moment / 1e9)
         if self._trace is not None and record.event is Event.RAISED:
@@ -206,8 +206,7 @@ class Outputs:
     def begin_snapshots(self, partitions: list[int]) -> None:
         """Begins a snapshot of these partitions from its first chunk; one under way is given up."""
         self._partitions = partitions
-        self._left, self._ahead = iter(()), None
-        self._begins, self._under_way, self._written_out = {}, {}, False
+        self._left, self._ahead, self._written_out = iter(()), None, False
 
     def found_chunks(self, partition: int, chunks: frozenset[int]) -> None:
         """Says which chunks of a partition stand in the topic; those that are not written again are deleted."""
@@ -227,9 +226,11 @@ class Outputs:
                 producer.raise_failures()
         if not self._partitions or self._written_out:
             return
-        if self._ahead is None and not self._begins and not self._under_way:
-            if not all(map(self.alarms.settled, self._partitions)):
+        if self._ahead is None:
+            # What was given up may still be under way; its acknowledgements must not count for the next one.
+            if any(self._under_way.values()) or not all(map(self.alarms.settled, self._partitions)):
                 return
+            self._begins = {}
             self._topic_id = engine.topic_id
             chunks = [(number, chunk) for number in self._partitions for chunk in range(engine.chunk_count(number))]
             self._pause = self._seconds / len(chunks)
