@@ -156,7 +156,9 @@ def run(once: bool, records: bool, as_json: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     companion = RecordsLanding(settings) if records else None
-    report = Landing(settings, f"by-hand-{os.getpid()}", once=once, stop=stop, companion=companion).run()
+    report = Landing(
+        settings, f"by-hand-{os.getpid()}", once=once, stop=stop, companions=[companion] if companion else []
+    ).run()
     beside = companion.drain() if companion else {}
     total = report.total()
     if as_json:
