@@ -420,7 +420,7 @@ class OpenWindows:
         self._devices = self._devices.with_columns(held_from=pl.max_horizontal("held_from", floor)).with_columns(
             held_from=pl.when(pl.col("since").is_null()).then("held_from")
         )
-        if self.held > _SLACK * self._held_before + self._slack_rows:
+        if self._devices.is_empty() or self.held > _SLACK * self._held_before + self._slack_rows:
             self._prune()
         self._leave_crowded()
         if crowded.height:
