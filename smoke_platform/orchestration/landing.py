@@ -480,7 +480,7 @@ def _land(
         return run is not None and run.status == dg.DagsterRunStatus.STARTED
 
     try:
-        return Landing(settings, run_id, on_commit=bulletin.take, wanted=still_started, companion=records).run()
+        return Landing(settings, run_id, on_commit=bulletin.take, wanted=still_started, companions=[records]).run()
     except LeaseHeld as held:
         context.log.warning(str(held))
         return None

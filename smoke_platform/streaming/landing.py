@@ -21,7 +21,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -338,6 +338,15 @@ class LandedTable:
     def version(self) -> int:
         return int(self._table.version())
 
+    @property
+    def snapshot(self) -> DeltaTable:
+        """The table as it is when the next commit is made; to be read only, and not kept."""
+        return self._table
+
+    def refresh(self) -> None:
+        """Sees what others have changed in the table; whoever moved a position is told of it at the next commit."""
+        self._table = self._lake.open(self.shape.name)
+
     def mark(self, name: str) -> int:
         """The number that was last committed under this name of the caller's, 0 where there is none."""
         return self._table.transaction_version(name) or 0
@@ -585,11 +594,29 @@ class _Prepared:
     clocks: pl.DataFrame
 
 
+@dataclass(frozen=True, slots=True)
+class LandedBatch:
+    """What one commit has landed.
+
+    Attributes:
+        rows: columns ``READINGS_COLUMNS``; there may be none.
+        begins: partition -> position before it, of every partition.
+        positions: partition -> position after it, of those that it moved.
+    """
+
+    rows: pa.Table
+    begins: Mapping[int, int]
+    positions: Mapping[int, int]
+
+
 class Companion(Protocol):
     """What works beside the landing of readings, on threads of its own, for as long as the run holds the lease."""
 
-    def start(self) -> None:
-        """Begins; called once, when the lease is held."""
+    def start(self, facts: TopicFacts) -> None:
+        """Begins; called once, when the lease is held. ``facts``: the readings' topic, the same for the whole run."""
+
+    def landed(self, batch: LandedBatch) -> None:
+        """Told of each commit, in the thread that commits: it returns at once, and raises nothing."""
 
     def check(self) -> None:
         """Raises what has made it end."""
@@ -609,6 +636,41 @@ class Companion(Protocol):
         """Waits at most ``timeout_s`` for its end; says whether it has come."""
 
 
+class _Companions:
+    """All that works beside a run, as one."""
+
+    def __init__(self, companions: Sequence[Companion]) -> None:
+        self._all = tuple(companions)
+
+    def start(self, facts: TopicFacts) -> None:
+        for each in self._all:
+            each.start(facts)
+
+    def landed(self, batch: LandedBatch) -> None:
+        for each in self._all:
+            each.landed(batch)
+
+    def check(self) -> None:
+        for each in self._all:
+            each.check()
+
+    @property
+    def quiet(self) -> bool:
+        return all(each.quiet for each in self._all)
+
+    @property
+    def stuck(self) -> bool:
+        return any(each.stuck for each in self._all)
+
+    def stop(self, *, finish: bool) -> None:
+        for each in self._all:
+            each.stop(finish=finish)
+
+    def ended(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        return all(each.ended(max(0.0, deadline - time.monotonic())) for each in self._all)
+
+
 class Landing:
     """One landing run.
 
@@ -619,8 +681,8 @@ class Landing:
         stop: set it from another thread or a signal handler to end after the current batch.
         on_commit: called after each commit, in the thread that called ``run``.
         wanted: asked every 10 s; when it says no, the run ends after the current batch.
-        companion: works beside it. Its fault is the run's fault, and the run ends for want of readings only when it is
-            quiet.
+        companions: work beside it. What one of them raises is the run's fault, and the run ends for want of readings
+            only when all are quiet.
     """
 
     def __init__(
@@ -632,10 +694,10 @@ class Landing:
         stop: threading.Event | None = None,
         on_commit: Callable[[Progress], None] | None = None,
         wanted: Callable[[], bool] | None = None,
-        companion: Companion | None = None,
+        companions: Sequence[Companion] = (),
     ) -> None:
         self._settings = settings
-        self._companion = companion
+        self._companions = _Companions(companions)
         self._run_id = run_id
         self._once = once
         self._stop = stop or threading.Event()
@@ -681,8 +743,7 @@ class Landing:
             report.positions = dict(points.positions)
             goal = {number: high for number, (_, high) in watermarks.items()} if self._once else None
             pending: deque[Future[Progress]] = deque()
-            if self._companion is not None:
-                self._companion.start()
+            self._companions.start(facts)
             try:
                 report.ended = self._loop(lease, (decoder, committer), pending, report, goal)
                 while pending:
@@ -761,13 +822,12 @@ class Landing:
     def _reason_to_end(
         self, now: float, started: float, last_message: float, growing: MessageBatch, pending: deque[Future[Progress]]
     ) -> str:
-        if self._companion is not None:
-            self._companion.check()
+        self._companions.check()
         if self._stop.is_set():
             return "stopped"
         if now - started >= self._settings.stream_max_seconds:
             return "time is up"
-        quiet = not len(growing) and not pending and (self._companion is None or self._companion.quiet)
+        quiet = not len(growing) and not pending and self._companions.quiet
         if quiet and not self._once and now - last_message >= self._settings.stream_idle_seconds:
             return "idle"
         return ""
@@ -790,15 +850,13 @@ class Landing:
                 self._on_commit(progress)
 
     def _dismiss(self, lease: Lease, *, finish: bool, checked: bool = True) -> None:
-        """Ends the companion; what made it end by itself is raised, unless the run ends by a fault already."""
-        if self._companion is None:
-            return
-        self._companion.stop(finish=finish)
-        while not self._companion.ended(BEAT_EVERY_S):
+        """Ends the companions; what made one end by itself is raised, unless the run ends by a fault already."""
+        self._companions.stop(finish=finish)
+        while not self._companions.ended(BEAT_EVERY_S):
             if not self._stuck():
                 lease.beat()
         if checked:
-            self._companion.check()
+            self._companions.check()
 
     def _await(self, future: Future[Any], lease: Lease) -> None:
         while not future.done():
@@ -823,7 +881,7 @@ class Landing:
             self._step = None
 
     def _stuck(self) -> bool:
-        if self._companion is not None and self._companion.stuck:
+        if self._companions.stuck:
             return True
         step = self._step
         return step is not None and time.monotonic() - step[1] > STEP_BUDGET_S[step[0]]
@@ -918,6 +976,7 @@ class Landing:
             # Before the commit: a reject whose position is behind us must be in the dead letters.
             self._timed("letters", self._letters.send, prepared.letters)
         version = self._timed("commit", self._table.commit, prepared.rows, prepared.positions)
+        self._companions.landed(LandedBatch(prepared.rows, prepared.begins, prepared.positions))
         self._committed = advanced(self._committed, prepared.positions)
         self._committed_clocks = prepared.clocks
         self._timed("tidy", self._table.tidy, prepared.days)

@@ -30,6 +30,7 @@ from smoke_platform.adapters.kafka_bulk import (
     KafkaUnreachable,
     MessageBatch,
     OffsetLost,
+    TopicFacts,
     TopicWatcher,
 )
 from smoke_platform.adapters.lake import Lake, storage_schema, writer_properties
@@ -52,6 +53,7 @@ from smoke_platform.domain.offsets import OffsetRange, advanced, after, start_po
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.landing import (
     TABLE_CONFIGURATION,
+    LandedBatch,
     LandedTable,
     Standing,
     StandingProbe,
@@ -341,8 +343,11 @@ class RecordsLanding:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="landing-records", daemon=True)
 
-    def start(self) -> None:
+    def start(self, facts: TopicFacts) -> None:
         self._thread.start()
+
+    def landed(self, batch: LandedBatch) -> None:
+        """Readings are nothing to it."""
 
     def check(self) -> None:
         if self._error is not None:
