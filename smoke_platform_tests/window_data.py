@@ -11,7 +11,8 @@ from datetime import UTC, date, datetime, timedelta
 import numpy as np
 import polars as pl
 
-from smoke_platform.adapters.lake import PARTITION_COLUMN, WINDOWS, Lake
+from smoke_platform.adapters.lake import PARTITION_COLUMN, Lake
+from smoke_platform.adapters.windows import WINDOWS
 from smoke_platform.domain.lake_records import DAY, RECORD_TABLES
 from smoke_platform.domain.windows import compute, without_duplicates
 from smoke_platform_tests import warehouse_data as data

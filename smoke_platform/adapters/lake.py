@@ -22,7 +22,6 @@ from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES
 
 READINGS = "readings"
-WINDOWS = "window_statistics"
 PARTITION_COLUMN = "event_date"
 
 _TIME = pa.timestamp("us", "UTC")

@@ -28,8 +28,9 @@ from deltalake import DeltaTable
 from deltalake.fs import DeltaStorageHandler
 from pyarrow.fs import FileSystem, FileType, PyFileSystem
 
-from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, WINDOWS, Lake
+from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, Lake
 from smoke_platform.adapters.warehouse_schema import MARTS, PROJECT_DIR, polars_schema
+from smoke_platform.adapters.windows import WINDOWS
 from smoke_platform.domain.day_builds import Arrival
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.settings import Settings

@@ -15,7 +15,8 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
-from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, READINGS_SCHEMA, WINDOWS, storage_schema
+from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, READINGS_SCHEMA, storage_schema
+from smoke_platform.adapters.windows import WINDOW_COLUMNS, WINDOWS
 from smoke_platform.domain.features import DEFINITIONS, FEATURE_NAMES
 from smoke_platform.domain.lake_records import ALARM_COLUMNS, DAY, PREDICTION_COLUMNS
 from smoke_platform.domain.readings import ALL_SENSORS, SENSORS, Source
@@ -87,9 +88,7 @@ ALARMS_SCHEMA: pa.Schema = storage_schema(
         **{name: ALARM_COLUMNS[name] for name in ("device_id", "kind", "alarm_id", "event", "raised_event_time")},
     }
 )
-WINDOWS_SCHEMA: pa.Schema = storage_schema(
-    {name: _SIGNED.get(kind, kind) for name, kind in WINDOW_SCHEMA.items()} | {"written_at": _TIMESTAMP}
-)
+WINDOWS_SCHEMA: pa.Schema = storage_schema({name: _SIGNED.get(kind, kind) for name, kind in WINDOW_COLUMNS.items()})
 
 
 @dataclass(frozen=True, slots=True)

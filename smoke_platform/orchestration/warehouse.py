@@ -21,9 +21,10 @@ import dagster as dg
 from packaging.version import Version
 
 from smoke_platform.adapters import warehouse
-from smoke_platform.adapters.lake import READINGS, WINDOWS, Lake
+from smoke_platform.adapters.lake import READINGS, Lake
 from smoke_platform.adapters.warehouse import BuildRecord, LogPosition
 from smoke_platform.adapters.warehouse_schema import MARTS, PROJECT_DIR, WORK_TABLES
+from smoke_platform.adapters.windows import WINDOWS
 from smoke_platform.domain.day_builds import Arrival, Asked, DayBuilds, Policy, Waiting
 from smoke_platform.orchestration import names, partitions
 from smoke_platform.settings import Settings

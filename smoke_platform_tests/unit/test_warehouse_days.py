@@ -11,7 +11,7 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, WINDOWS, Lake
+from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, Lake
 from smoke_platform.adapters.warehouse import (
     NO_TABLE,
     BuildRecord,
@@ -20,6 +20,7 @@ from smoke_platform.adapters.warehouse import (
     arrivals_since,
     log_position,
 )
+from smoke_platform.adapters.windows import WINDOWS
 from smoke_platform.domain.day_builds import LONGEST_BACK_OFF, Arrival, DayBuilds, Policy, Versions
 
 NOON = datetime(2022, 6, 20, 12, tzinfo=UTC)
