@@ -2,9 +2,9 @@
 
 ``python -m benchmarks.windows_child WHAT SPEC.json``, where WHAT is one of
 
-- ``local``: engine local as it works beside landing: told of each commit, it appends what is due;
-- ``behind``: the same engine as it works when it is behind: it reads the lake in large portions;
-- ``live``: ``local``, told of each second of readings;
+- ``local``: engine local as it works when readings come faster than it takes them: it reads the lake in large portions;
+- ``commits``: the same engine as it works when it keeps up: told of each commit, it appends what is due;
+- ``live``: ``commits``, of a second of readings each;
 - ``spark``: engine spark, all readings in one batch; the session is started before;
 - ``core``: the windows of engine local without its tables, for other slides than the platform's.
 
@@ -44,8 +44,21 @@ def settings_of(spec: WindowsSpec) -> Settings:
     return load_settings({"SMOKE_HOME": spec.home}, Path(spec.home) / "no.env")
 
 
-def local(spec: WindowsSpec, measured: Measured, cut_up: Callable[[pl.DataFrame], Iterator[pl.DataFrame]]) -> None:
-    """Engine local; ``cut_up`` makes of what one file holds what one commit has landed."""
+def local(spec: WindowsSpec, measured: Measured) -> None:
+    """Engine local from the lake."""
+    measured.begin()
+    cut = WindowCut(settings_of(spec), facts_of(spec), dict, lambda: datetime.now(UTC))
+    ends = cut.landed()
+    more = True
+    while more:
+        more = cut.take_from_lake(ends)
+        _append(cut, None, measured)
+    _append(cut, END_OF_TIME, measured)
+    measured.readings = sum(ends.values())
+
+
+def commits(spec: WindowsSpec, measured: Measured, cut_up: Callable[[pl.DataFrame], Iterator[pl.DataFrame]]) -> None:
+    """Engine local beside landing; ``cut_up`` makes of what one file holds what one commit has landed."""
     measured.begin()
     cut = WindowCut(settings_of(spec), facts_of(spec), dict, lambda: datetime.now(UTC))
     positions = dict.fromkeys(range(spec.partitions), 0)
@@ -58,19 +71,6 @@ def local(spec: WindowsSpec, measured: Measured, cut_up: Callable[[pl.DataFrame]
             measured.readings += rows.height
             _append(cut, None, measured)
     _append(cut, END_OF_TIME, measured)
-
-
-def behind(spec: WindowsSpec, measured: Measured) -> None:
-    """Engine local from the lake."""
-    measured.begin()
-    cut = WindowCut(settings_of(spec), facts_of(spec), dict, lambda: datetime.now(UTC))
-    ends = cut.landed()
-    more = True
-    while more:
-        more = cut.take_from_lake(ends)
-        _append(cut, None, measured)
-    _append(cut, END_OF_TIME, measured)
-    measured.readings = sum(ends.values())
 
 
 def _append(cut: WindowCut, until: datetime | None, measured: Measured) -> None:
@@ -161,9 +161,9 @@ def main(what: str, spec: WindowsSpec) -> None:
         print(measured.answer(), flush=True)
     else:
         work: Mapping[str, Callable[[], None]] = {
-            "local": lambda: local(spec, measured, lambda rows: iter([rows])),
-            "live": lambda: local(spec, measured, seconds),
-            "behind": lambda: behind(spec, measured),
+            "local": lambda: local(spec, measured),
+            "commits": lambda: commits(spec, measured, lambda rows: iter([rows])),
+            "live": lambda: commits(spec, measured, seconds),
             "spark": lambda: spark(spec, measured),
         }
         work[what]()
