@@ -29,6 +29,7 @@ import psutil
 from benchmarks.alarms_load import LoadSpec, write_spec
 from benchmarks.alarms_spec import ChildSpec
 from benchmarks.figures import Figure
+from benchmarks.peers import peer_python
 from smoke_platform.adapters.kafka import Cluster, ensure_topics, specs_for, topic_id
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.topics import ALARMS
@@ -37,7 +38,6 @@ from smoke_platform.settings import Settings, load_settings
 from smoke_platform.verification.run import private_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS_LOCK = Path(__file__).with_name("peers-requirements.txt")
 
 #: The load that the goals speak of: readings a second, devices, share of readings that raise an alarm.
 RATE, DEVICES, RAISING = 10_000, 1_000, 0.01
@@ -90,7 +90,7 @@ def run() -> list[Figure]:
         broker.prepare()
         broker.start()
         stack.callback(broker.stop)
-        bench = _Bench(settings, _peer_python(settings))
+        bench = _Bench(settings, peer_python(settings.cache_dir, "Quix Streams and Bytewax"))
         bench.round("echo", RATE, DEVICES, warm_s=BROKER_WARM_S, fire_s=1.0)
         return [*_at_goal(bench), *_at_rates(bench), *_curve(bench), *_highest(bench)]
 
@@ -109,29 +109,6 @@ def _train(settings: Settings) -> None:
     answer = subprocess.run(command, env=environment, cwd=settings.home, capture_output=True, text=True, check=False)
     if answer.returncode:
         raise SmokeError(f"the start-up model was not trained: {answer.stderr.strip()[-500:]}")
-
-
-def _peer_python(settings: Settings) -> str | None:
-    """The interpreter of the peers' own environment, made where it is not there yet; None where it cannot be had."""
-    from hashlib import sha256
-
-    lock = sha256(PEERS_LOCK.read_bytes()).hexdigest()[:12]
-    folder = settings.cache_dir / f"bench-peers-{lock}"
-    python = folder / "bin" / "python"
-    if python.exists() and (folder / "complete").exists():
-        return str(python)
-    uv = str(Path(sys.executable).with_name("uv"))
-    for command in (
-        [uv, "venv", "-q", "--clear", "--python", sys.executable, str(folder)],
-        [uv, "pip", "install", "-q", "--python", str(python), "--require-hashes", "-r", str(PEERS_LOCK)],
-    ):
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode:
-            told = " ".join(answer.stderr.split())[-300:]
-            click.echo(f"  Quix Streams and Bytewax are left out, they cannot be installed: {told}", err=True)
-            return None
-    (folder / "complete").touch()
-    return str(python)
 
 
 # -- figures -----------------------------------------------------------------------------------------------------
