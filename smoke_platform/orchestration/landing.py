@@ -28,7 +28,6 @@ from smoke_platform.streaming.landing import (
     Fenced,
     Landing,
     LandingReport,
-    PartitionTally,
     Progress,
     Standing,
     StandingProbe,
@@ -36,6 +35,7 @@ from smoke_platform.streaming.landing import (
     lease_path,
     paused,
 )
+from smoke_platform.streaming.preparing import PartitionTally
 from smoke_platform.streaming.records_landing import RecordsLanding, RecordsProbe, RecordTally
 
 #: A holder that has not been heard of for this long is stuck; more than the slowest commit.
