@@ -1,7 +1,8 @@
 """Files of a Delta table that one process writes and another commits.
 
-Belongs here: writing Parquet below a table's folder, and what its commit has to say about each file. Does not: the
-commit (``streaming.landing.LandedTable``), what the rows are, which process does what (``streaming.spark_tasks``).
+Belongs here: writing Parquet below a table's folder, what its commit has to say about each file, and which of the files
+a reader needs. Does not: the commit (``streaming.landing.LandedTable``), what the rows are, which process does what
+(``streaming.spark_tasks``).
 
 A file that no commit names is invisible to every reader, and the next vacuum deletes it. So whoever writes files may
 die at any moment, or do so twice.
@@ -12,15 +13,17 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
+from deltalake import DeltaTable
 from deltalake.transaction import AddAction
 
 #: A longer text is left out of a file's statistics: a cut one would have to be cut upwards for a greatest value.
@@ -142,6 +145,29 @@ def statistics(rows: pl.DataFrame, indexed: tuple[str, ...]) -> dict[str, Any]:
             continue
         least[name], greatest[name] = low, high
     return {"numRecords": rows.height, "minValues": least, "maxValues": greatest, "nullCount": nulls}
+
+
+def files_of(table: DeltaTable, column: str, ranges: Sequence[tuple[Any, Any]]) -> list[tuple[str, int]]:
+    """The table's files that may hold a row whose ``column`` lies in one of the ranges, each with its number of rows.
+
+    Args:
+        column: of times or whole numbers, by which files are skipped.
+        ranges: from the first up to, not including, the second.
+
+    Returns:
+        (full path or address, rows), in the order of paths.
+    """
+    actions = pl.DataFrame(pa.table(table.get_add_actions(flatten=True)))
+    low, high = f"min.{column}", f"max.{column}"
+    if low in actions.columns and high in actions.columns:
+        greatest = pl.col(high)
+        if actions.schema[high].is_temporal():
+            greatest = greatest + timedelta(milliseconds=1)  # it may have been cut to milliseconds
+        overlaps = pl.any_horizontal((pl.col(low) < end) & (greatest >= begin) for begin, end in ranges)
+        actions = actions.filter(overlaps.fill_null(value=True))
+    root = table.table_uri.removeprefix("file://").rstrip("/")
+    rows = actions.select("path", "num_records").sort("path").iter_rows()
+    return [(f"{root}/{path}", count or 0) for path, count in rows]
 
 
 def _plain(value: Any) -> Any:

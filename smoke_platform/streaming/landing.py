@@ -113,6 +113,10 @@ class LostReadings(SmokeError):
     """Readings were deleted from the log before they were landed."""
 
 
+class Outdated(Exception):
+    """Another writer has moved a mark: what is to be committed has to be worked out anew."""
+
+
 class _BatchMissing(Exception):
     """The batch before this one was not committed, so this one must not be either."""
 
@@ -364,6 +368,7 @@ class LandedTable:
 
         Raises:
             Fenced: when another writer has moved a position; nothing was written.
+            Outdated: when another writer has moved one of these marks; nothing was written.
         """
 
         def write(table: DeltaTable, properties: CommitProperties) -> None:
@@ -403,6 +408,7 @@ class LandedTable:
         marks: Mapping[str, int] | None,
     ) -> int:
         moved = {number: place for number, place in positions.items() if place > (self.positions.get(number) or -1)}
+        known = {name: self.mark(name) for name in marks or {}}
         properties = CommitProperties(
             app_transactions=[
                 Transaction(
@@ -423,6 +429,8 @@ class LandedTable:
                 log.warning("commit refused: %s", refusal)
                 self._table = self._lake.open(self.shape.name)
                 self._require_own_positions()
+                if any(self.mark(name) != number for name, number in known.items()):
+                    raise Outdated from None
                 continue
             self.positions.update(moved)
             # The table has refreshed itself: whatever another writer did meanwhile is in this snapshot.

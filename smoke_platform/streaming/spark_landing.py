@@ -62,15 +62,10 @@ from smoke_platform.streaming.landing import (
     topic_facts,
 )
 from smoke_platform.streaming.preparing import PartitionTally
-from smoke_platform.streaming.spark_tasks import (
-    MESSAGE_COLUMNS,
-    REPORT_SCHEMA,
-    LandedPart,
-    LandingTask,
-    from_ipc,
-    land_messages,
-    to_ipc,
-)
+from smoke_platform.streaming.spark_reading import REPORT_SCHEMA, from_ipc, to_ipc
+from smoke_platform.streaming.spark_tasks import MESSAGE_COLUMNS, LandedPart, LandingTask, land_messages
+from smoke_platform.streaming.spark_windows import SparkWindows
+from smoke_platform.streaming.windows import WindowTally
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +77,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.1
 #: A step that takes longer is taken for stuck: the lease is no longer renewed, and the supervisor steps in. A batch may
 #: hold a million readings and wait for executors that are being started.
-STEP_BUDGET_S: Mapping[str, float] = {"start": 300.0, "batch": 900.0, "end": 120.0}
+STEP_BUDGET_S: Mapping[str, float] = {"start": 300.0, "batch": 900.0, "windows": 900.0, "end": 120.0}
 #: How long a batch that is under way may take when the run is to end.
 PATIENCE_S = 600.0
 #: The columns of the readings' files; as in ``streaming.landing``, files that are compacted soon are cheap to write.
@@ -108,7 +103,8 @@ class SparkLanding:
         stop: set it from another thread or a signal handler to end after the current batch.
         on_commit: called after each commit, in the thread that called ``run``.
         wanted: asked every 10 s; when it says no, the run ends after the current batch.
-        companions: work beside it, as with ``Landing``; readings pass them by, since no batch comes through here.
+        windows: whether windows are appended after each batch.
+        companions: work beside it, as with ``Landing``; they are told of no batch, since none comes through here.
         spark: a session to use; without one the run has its own.
         telling: is told what is being done until the first batch.
     """
@@ -122,6 +118,7 @@ class SparkLanding:
         stop: threading.Event | None = None,
         on_commit: Callable[[Progress], None] | None = None,
         wanted: Callable[[], bool] | None = None,
+        windows: bool = True,
         companions: Sequence[Companion] = (),
         spark: SparkSession | None = None,
         telling: Telling = silent,
@@ -133,6 +130,7 @@ class SparkLanding:
         self._on_commit = on_commit
         self._wanted = wanted
         self._companions = Companions(companions)
+        self._windows = SparkWindows(settings, alive=self._go_on) if windows else None
         self._given = spark
         self._telling = telling
         self._lake = Lake(settings.lake)
@@ -172,6 +170,8 @@ class SparkLanding:
             with self._session() as spark, self._checkpoint() as checkpoint:
                 self._spark, self._folder = spark, checkpoint
                 self._companions.start(facts)
+                if self._windows is not None:
+                    self._windows.start(spark, facts)
                 try:
                     report.ended = self._land(report)
                     self._dismiss(finish=self._once)
@@ -182,6 +182,10 @@ class SparkLanding:
             self._save_clocks()
             report.seconds = time.monotonic() - begun
             return report
+
+    def drain_windows(self) -> WindowTally:
+        """What was appended to ``lake/window_statistics`` since the last call."""
+        return WindowTally() if self._windows is None else self._windows.drain()
 
     # -- the query ---------------------------------------------------------------------------------------
     def _land(self, report: LandingReport) -> str:
@@ -194,6 +198,9 @@ class SparkLanding:
             self._tell(report)
         if self._fault is not None:
             raise self._explained(self._fault)
+        if self._windows is not None:
+            with self._timed("windows"):
+                self._windows.append(finish=True, strict=self._once)
         return ending
 
     def _started(self) -> Any:
@@ -231,6 +238,7 @@ class SparkLanding:
             if self._fault is not None:
                 ending = "a fault"
             self._companions.check()
+            self._append_between_batches()
             ending = ending or self._reason_to_end(now, started)
             if not ending and now - looked >= PAUSE_EVERY_S:
                 looked = now
@@ -241,6 +249,16 @@ class SparkLanding:
             if not ending:
                 self._stop.wait(LOOK_EVERY_S)
         return ending
+
+    def _append_between_batches(self) -> None:
+        """Looks for windows while no reading comes: those of a device that fell silent."""
+        if self._windows is None or not self._windows.is_due or not self._batch.acquire(blocking=False):
+            return
+        try:
+            with self._timed("windows"):
+                self._windows.append()
+        finally:
+            self._batch.release()
 
     def _reason_to_end(self, now: float, started: float) -> str:
         if self._stop.is_set():
@@ -317,6 +335,11 @@ class SparkLanding:
                 reasons[reason] = reasons.get(reason, 0) + count
         self._beat_progress = True
         self._progress.put(Progress(version, tallies, reasons))
+        if self._windows is not None:
+            self._windows.take(parts, self._positions)
+            if self._windows.is_due:
+                self._go_on()
+                self._windows.append()
 
     def _planned_ends(self, number: int) -> dict[int, int]:
         """Partition -> offset after the batch, as Spark wrote it down before it began.
@@ -433,6 +456,11 @@ class SparkLanding:
             return True
         step = self._step
         return step is not None and time.monotonic() - step[1] > STEP_BUDGET_S[step[0]]
+
+    def _go_on(self) -> None:
+        """Says that the step under way is one of several and has done something."""
+        if self._step is not None:
+            self._step = (self._step[0], time.monotonic())
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:

@@ -28,25 +28,14 @@ from smoke_platform.adapters.lake_files import FileShape, WrittenFile, write_fil
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.landing import CLOCK_SCHEMA, DeviceClocks
 from smoke_platform.domain.offsets import MessageId
+from smoke_platform.domain.window_planning import heard_of, merged_heard, merged_minutes, minutes_of
 from smoke_platform.streaming.preparing import PartitionTally, Preparer, stored_replays
+from smoke_platform.streaming.spark_reading import from_ipc, report_of, to_ipc
 
 #: Columns of the messages as the task takes them, in this order.
 MESSAGE_COLUMNS = ("key", "value", "partition", "offset", "timestamp", "headers")
-#: Column of what a task gives back: one row a task, or none.
-REPORT_SCHEMA = "report binary"
 #: Readings of one file at most; a task with more writes several.
 FILE_ROWS = 500_000
-
-_TIME = pl.Datetime("us", "UTC")
-#: Which minutes of which devices got readings that are not late, and how many.
-MINUTES: Mapping[str, pl.DataType] = {
-    "device_id": pl.String(),
-    "minute": _TIME,
-    "readings": pl.Int64(),
-}
-#: What was heard of each device: greatest event time (late readings left out, null where there are only such), and
-#: when its newest reading was appended.
-HEARD: Mapping[str, pl.DataType] = {"device_id": pl.String(), "clock": _TIME, "heard": _TIME}
 
 
 class LandedPart(msgspec.Struct, kw_only=True):
@@ -54,7 +43,7 @@ class LandedPart(msgspec.Struct, kw_only=True):
 
     Attributes:
         clocks: devices' clocks after it, of those that got readings (``domain.landing.CLOCK_SCHEMA``, Arrow IPC).
-        minutes, heard: ``MINUTES`` and ``HEARD`` of what was landed, Arrow IPC.
+        minutes, heard: of ``domain.window_planning``, of what was landed, Arrow IPC.
         replays: (partition, offset, identity).
         fault: message and remedy of what kept it from finishing; then nothing of it may be committed.
     """
@@ -114,11 +103,6 @@ def land_messages(task: LandingTask, clocks: bytes, batches: Iterator[pa.RecordB
         # Told to the driver, which tells it to a person; Spark would only try again and wrap it in two languages.
         part = LandedPart(fault=(fault.message, fault.remedy))
     yield report_of(part)
-
-
-def report_of(part: msgspec.Struct) -> pa.RecordBatch:
-    """One row with a task's report."""
-    return pa.RecordBatch.from_arrays([pa.array([msgspec.msgpack.encode(part)], pa.binary())], ["report"])
 
 
 class _SparkMessages(MessageBatch):
@@ -203,8 +187,8 @@ class _Lander:
             self._known, on=list(CLOCK_SCHEMA), how="anti"
         )
         self._part.clocks = to_ipc(clocks)
-        self._part.minutes = to_ipc(merged_minutes(self._minutes))
-        self._part.heard = to_ipc(merged_heard(self._heard))
+        self._part.minutes = to_ipc(merged_minutes(*self._minutes))
+        self._part.heard = to_ipc(merged_heard(*self._heard))
         return self._part
 
 
@@ -231,61 +215,3 @@ def _messages(batch: pa.RecordBatch) -> MessageBatch:
 def _letters(brokers: str, topic: str) -> DeadLetterProducer:
     """One producer a process: it is used by task after task."""
     return DeadLetterProducer(brokers, topic)
-
-
-# -- what windows need to know of readings ---------------------------------------------------------------
-
-
-def minutes_of(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """``MINUTES`` of readings (device_id, event_time, late)."""
-    return (
-        rows.filter(~pl.col("late"))
-        .group_by("device_id", minute=pl.col("event_time").dt.truncate("1m"))
-        .agg(pl.len().cast(pl.Int64).alias("readings"))
-    )
-
-
-def heard_of(rows: pl.LazyFrame) -> pl.LazyFrame:
-    """``HEARD`` of readings (device_id, event_time, late, append_time, ingest_time)."""
-    return rows.group_by("device_id").agg(
-        pl.col("event_time").filter(~pl.col("late")).max().alias("clock"),
-        pl.coalesce("append_time", "ingest_time").max().alias("heard"),
-    )
-
-
-def merged_minutes(frames: list[pl.DataFrame]) -> pl.DataFrame:
-    """The frames (``MINUTES``) as one, each minute of a device once."""
-    return (
-        pl.concat([pl.DataFrame(schema=dict(MINUTES)), *frames])
-        .group_by("device_id", "minute")
-        .agg(pl.col("readings").sum())
-    )
-
-
-def merged_heard(frames: list[pl.DataFrame]) -> pl.DataFrame:
-    """The frames (``HEARD``) as one, each device once."""
-    return (
-        pl.concat([pl.DataFrame(schema=dict(HEARD)), *frames])
-        .group_by("device_id")
-        .agg(pl.col("clock").max(), pl.col("heard").max())
-    )
-
-
-# -- frames as bytes -------------------------------------------------------------------------------------
-
-
-def to_ipc(frame: pl.DataFrame) -> bytes:
-    """The frame as Arrow IPC, compressed; no bytes for no rows."""
-    if frame.is_empty():
-        return b""
-    sink = pa.BufferOutputStream()
-    frame.write_ipc(sink, compression="lz4", compat_level=pl.CompatLevel.oldest())
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def from_ipc(data: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
-    """The frame that ``to_ipc`` wrote."""
-    if not data:
-        return pl.DataFrame(schema=dict(schema))
-    return pl.read_ipc(data).cast(pl.Schema(dict(schema)))
