@@ -194,6 +194,16 @@ class Settings(BaseModel):
         "SMOKE_FIRST_DAY", date(2022, 6, 1), "First UTC day of the daily partitions", section="Landing"
     )
 
+    # -- windows -----------------------------------------------------------------------------------------
+    window_seconds: float = _setting(
+        "SMOKE_WINDOW_SECONDS",
+        5.0,
+        "Windows that are over are appended this often",
+        section="Windows",
+        gt=0,
+        le=60,
+    )
+
     # -- engine ------------------------------------------------------------------------------------------
     engine: Literal["local", "spark"] = _setting(
         "SMOKE_ENGINE",
