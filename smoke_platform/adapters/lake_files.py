@@ -28,6 +28,13 @@ from deltalake.transaction import AddAction
 
 #: A longer text is left out of a file's statistics: a cut one would have to be cut upwards for a greatest value.
 LONGEST_TEXT = 100
+#: Delta has no unsigned numbers.
+_SIGNED: Mapping[pl.DataType, pl.DataType] = {
+    pl.UInt8(): pl.Int8(),
+    pl.UInt16(): pl.Int16(),
+    pl.UInt32(): pl.Int32(),
+    pl.UInt64(): pl.Int64(),
+}
 
 
 class WrittenFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +95,8 @@ def write_files(rows: pl.DataFrame, shape: FileShape) -> list[WrittenFile]:
 
 def _write(rows: pl.DataFrame, day: date, shape: FileShape) -> WrittenFile:
     path = f"{shape.day}={day.isoformat()}/part-{uuid.uuid4()}.{shape.compression}.parquet"
-    table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
+    signed = [pl.col(name).cast(_SIGNED[kind]) for name, kind in rows.schema.items() if kind in _SIGNED]
+    table = rows.with_columns(signed).to_arrow(compat_level=pl.CompatLevel.oldest())
     options: dict[str, Any] = {
         "compression": shape.compression,
         "compression_level": 1 if shape.compression == "zstd" else None,

@@ -8,8 +8,10 @@ PySpark is imported by the functions that need it: importing it takes half a sec
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Rows that a Python function on an executor sees at once.
 ARROW_ROWS = 65_536
+#: The JVM ends within a second when it is told to.
+CLOSING_S = 20.0
 #: Several tasks share an executor's cores, so that each of these libraries may have one thread.
 ONE_THREAD: Mapping[str, str] = {
     "POLARS_MAX_THREADS": "1",
@@ -69,7 +73,6 @@ def configuration(settings: Settings, name: str, progress: Progress = silent) ->
         "spark.ui.retainedStages": "200",
         "spark.sql.ui.retainedExecutions": "100",
         "spark.log.level": "WARN",
-        "spark.local.dir": str(scratch / "tmp"),
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.execution.arrow.maxRecordsPerBatch": str(ARROW_ROWS),
@@ -91,7 +94,7 @@ def configuration(settings: Settings, name: str, progress: Progress = silent) ->
 def open_session(
     settings: Settings, name: str, *, progress: Progress = silent, more: Mapping[str, str] | None = None
 ) -> SparkSession:
-    """A Spark session; the caller stops it. A process has one at a time.
+    """A Spark session, to be closed with ``close_session``. A process has one at a time.
 
     Args:
         name: of the application, as Spark's UI shows it.
@@ -120,12 +123,32 @@ def open_session(
 def session(
     settings: Settings, name: str, *, progress: Progress = silent, more: Mapping[str, str] | None = None
 ) -> Iterator[SparkSession]:
-    """``open_session`` as a context manager that stops it at the end."""
+    """``open_session`` as a context manager that closes it at the end."""
     spark = open_session(settings, name, progress=progress, more=more)
     try:
         yield spark
     finally:
-        spark.stop()
+        close_session(spark)
+
+
+def close_session(spark: SparkSession) -> None:
+    """Stops the session and its JVM, which PySpark would keep, with all its memory, until this process ends."""
+    from pyspark import SparkContext
+
+    gateway = SparkContext._gateway
+    spark.stop()
+    if gateway is None or gateway.proc is None:
+        return
+    with contextlib.suppress(_py4j_error(), OSError):
+        gateway.shutdown()
+    # PySpark starts another one with the next session.
+    SparkContext._gateway = SparkContext._jvm = None
+    if gateway.proc.stdin is not None:
+        gateway.proc.stdin.close()
+    try:
+        gateway.proc.wait(CLOSING_S)
+    except subprocess.TimeoutExpired:
+        gateway.proc.kill()
 
 
 @contextmanager
@@ -138,6 +161,7 @@ def _environment(settings: Settings, java: Java) -> Iterator[None]:
         # Where the UI listens; Spark has no setting of its own for it.
         "SPARK_LOCAL_IP": settings.bind_host,
         "SPARK_HOME": str(spark_home()),
+        "SPARK_LOCAL_DIRS": str(settings.home / "spark" / "tmp"),
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
