@@ -54,6 +54,16 @@ def latest(rows: pl.LazyFrame) -> pl.LazyFrame:
     return rows.sort("revision").unique(WINDOW_KEY, keep="last")
 
 
+def stamped(rows: pl.DataFrame, moment: datetime) -> pl.DataFrame:
+    """Windows as they are stored when they are written at this moment."""
+    return rows.with_columns(pl.lit(moment).cast(_TIME).alias(WRITTEN_AT)).select(list(WINDOW_COLUMNS))
+
+
+def _typed(rows: pl.LazyFrame) -> pl.LazyFrame:
+    # Delta knows no unsigned numbers: what is stored as one comes back with a sign.
+    return rows.select(pl.col(name).cast(kind) for name, kind in WINDOW_COLUMNS.items())
+
+
 # -- reading windows -------------------------------------------------------------------------------------
 
 
@@ -89,14 +99,14 @@ class WindowTable:
                 return pl.DataFrame(schema=WINDOW_COLUMNS)
             mine = _between(mine, starts.min(), None)  # type: ignore[arg-type] # of a time column
         newest = latest(mine).sort("window_start", descending=True)
-        return (newest if limit is None else newest.head(limit)).select(list(WINDOW_COLUMNS)).collect()
+        return _typed(newest if limit is None else newest.head(limit)).collect()
 
     def between(self, since: datetime | None, until: datetime | None) -> pl.DataFrame:
         """The windows of all devices that start at ``since`` or later and before ``until``, by time and device."""
         if not self.exists():
             return pl.DataFrame(schema=WINDOW_COLUMNS)
         rows = _between(self._lake.scan(WINDOWS), since, until)
-        return latest(rows).sort("window_start", "device_id").select(list(WINDOW_COLUMNS)).collect()
+        return _typed(latest(rows).sort("window_start", "device_id")).collect()
 
     def knows(self, device_id: str) -> bool:
         """Whether the device has any window."""
@@ -112,7 +122,7 @@ class WindowTable:
         rows = self._lake.scan(WINDOWS)
         if moment is not None:
             rows = rows.filter(pl.col(WRITTEN_AT) > moment)
-        return rows.select(list(WINDOW_COLUMNS)).sort(WRITTEN_AT, "window_start", "device_id").collect()
+        return _typed(rows.sort(WRITTEN_AT, "window_start", "device_id")).collect()
 
     def last_written(self) -> datetime | None:
         """When the newest row was written, ``None`` where there is none."""
@@ -329,6 +339,22 @@ class TakenReadings:
             .collect(engine="streaming")
         )
         return summary, rows
+
+    def at(self, begin: datetime, end: datetime) -> pl.DataFrame:
+        """The readings of all devices that were taken and are not late, by event time; columns ``READING_COLUMNS``."""
+        return self._at(begin, end).select(READING_COLUMNS).collect()
+
+    def count(self, begin: datetime, end: datetime) -> int:
+        """How many readings ``at`` would give."""
+        return int(self._at(begin, end).select(pl.len()).collect().item())
+
+    def _at(self, begin: datetime, end: datetime) -> pl.LazyFrame:
+        return pl.scan_delta(self._readings).filter(
+            pl.col(PARTITION_COLUMN).is_between(begin.date(), end.date()),
+            pl.col("event_time").is_between(begin, end, closed="left"),
+            ~pl.col("late"),
+            self._is_taken(),
+        )
 
     def topics(self) -> dict[str, dict[int, int]]:
         """Topic id -> partition -> offset after the last reading, of all topics that ever landed."""

@@ -247,6 +247,10 @@ class OpenWindows:
         heard = self._devices.join(self._waiting, on="code", how="semi")["heard"].min()
         return heard + SILENCE if isinstance(heard, datetime) else None
 
+    def awaited(self) -> pl.DataFrame:
+        """The devices that are remembered, and from which window on theirs are not over: columns device_id, begin."""
+        return self._devices.select("device_id", begin=first_open(pl.col("clock"), self._spec))
+
     # -- taking readings ---------------------------------------------------------------------------------
     def take(self, rows: pl.DataFrame) -> None:
         """Notes the readings of a batch.

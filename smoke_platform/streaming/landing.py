@@ -343,6 +343,10 @@ class LandedTable:
         """The table as it is when the next commit is made; to be read only, and not kept."""
         return self._table
 
+    def refresh(self) -> None:
+        """Sees what others have changed in the table; whoever moved a position is told of it at the next commit."""
+        self._table = self._lake.open(self.shape.name)
+
     def mark(self, name: str) -> int:
         """The number that was last committed under this name of the caller's, 0 where there is none."""
         return self._table.transaction_version(name) or 0

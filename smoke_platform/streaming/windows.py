@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 import polars as pl
+from deltalake import DeltaTable
 
 from smoke_platform.adapters.kafka_bulk import KafkaUnreachable, TopicFacts, TopicWatcher
 from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, Lake, writer_properties
@@ -37,6 +38,7 @@ from smoke_platform.adapters.windows import (
     WRITTEN_AT,
     Intervals,
     TakenReadings,
+    stamped,
 )
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.offsets import advanced
@@ -131,7 +133,7 @@ class WindowTally:
 # -- one topic's readings --------------------------------------------------------------------------------
 
 
-class _Cut:
+class WindowCut:
     """The windows as far as the readings of one topic are taken.
 
     Args:
@@ -154,7 +156,7 @@ class _Cut:
     ) -> None:
         lake = Lake(settings.lake)
         self.facts = facts
-        self._intervals = intervals
+        self.intervals = intervals
         self._now = now
         self._closed = closed
         self.table = LandedTable(lake, facts, WINDOWS_SHAPE, stamps=stamps_folder(settings))
@@ -264,14 +266,22 @@ class _Cut:
             newest_end=rows["window_end"].max(),  # type: ignore[arg-type] # of a time column
         )
 
+    def append_rows(self, rows: pl.DataFrame) -> int:
+        """Appends windows whatever is due; positions stay where they are. Returns the table's version."""
+        return self._commit(stamped(rows, self._next_moment()), {})
+
     def finish_others(self) -> None:
         """Notes that the readings of all other topics were taken."""
-        number = _fingerprint(self.facts.topic_id, {})
-        if self.table.mark(OTHERS_DONE) != number:
-            self._commit(pl.DataFrame(schema=WINDOW_COLUMNS), {OTHERS_DONE: number})
+        if not self.others_are_done():
+            nothing = pl.DataFrame(schema=WINDOW_COLUMNS)
+            self._commit(nothing, {OTHERS_DONE: _fingerprint(self.facts.topic_id, {})})
+
+    def others_are_done(self) -> bool:
+        """Whether the readings of all topics that landed before this one were taken."""
+        return self.table.mark(OTHERS_DONE) == _fingerprint(self.facts.topic_id, {})
 
     def _computed(self, due: pl.DataFrame) -> pl.DataFrame:
-        intervals = self._intervals()
+        intervals = self.intervals()
         found = [compute(rows, intervals_s=intervals, windows=windows) for rows, windows in self.open.batches(due)]
         rows = pl.concat(found) if found else pl.DataFrame(schema=WINDOW_COLUMNS).drop(WRITTEN_AT)
         if rows.height != due.height:
@@ -279,7 +289,7 @@ class _Cut:
             raise RuntimeError(f"{due.height} windows are due, {rows.height} were computed")
         if self._closed is not None and rows.height:
             rows = self._new_only(rows)
-        return _stamped(rows, self._next_moment())
+        return stamped(rows, self._next_moment())
 
     def _new_only(self, rows: pl.DataFrame) -> pl.DataFrame:
         known = self.past.appended(rows.group_by("device_id").agg(pl.col("window_start").min().alias("begin"))).select(
@@ -303,10 +313,6 @@ class _Cut:
         self._committed_at = time.monotonic()
         self.table.tidy(set(rows[PARTITION_COLUMN].unique()))
         return version
-
-
-def _stamped(rows: pl.DataFrame, moment: datetime) -> pl.DataFrame:
-    return rows.with_columns(pl.lit(moment).cast(pl.Datetime("us", "UTC")).alias(WRITTEN_AT))
 
 
 def _fingerprint(topic_id: str, positions: Mapping[int, int]) -> int:
@@ -430,7 +436,7 @@ class WindowEngine:
         """Appends windows until the run ends."""
         self._mark_step()
         accepted = self._take_other_topics()
-        cut = _Cut(self._settings, self._facts, self._intervals, self._now, accepted=accepted)
+        cut = WindowCut(self._settings, self._facts, self._intervals, self._now, accepted=accepted)
         if self._stop.is_set():
             return
         cut.finish_others()
@@ -469,13 +475,13 @@ class WindowEngine:
             if not (self._waiting or self._stop.is_set()):
                 self._news.wait(min(_WAKE_S, self._every_s))
 
-    def _has_all(self, cut: _Cut) -> bool:
+    def _has_all(self, cut: WindowCut) -> bool:
         with self._news:
             return not self._waiting and all(
                 cut.positions.get(number, 0) >= place for number, place in self._landed.items()
             )
 
-    def _take_waiting(self, cut: _Cut) -> bool:
+    def _take_waiting(self, cut: WindowCut) -> bool:
         """Takes the batches that wait; says whether readings are missing that have to be read from the lake."""
         while not self._stop.is_set():
             with self._news:
@@ -490,7 +496,7 @@ class WindowEngine:
             cut.take(batch)
         return False
 
-    def _append(self, cut: _Cut, until: datetime | None, *, positions_too: bool = False) -> None:
+    def _append(self, cut: WindowCut, until: datetime | None, *, positions_too: bool = False) -> None:
         self._mark_step()
         tally = cut.append(until, positions_too=positions_too)
         if tally is not None:
@@ -519,7 +525,7 @@ class WindowEngine:
             if all(taken[name].get(number, 0) >= end for number, end in closed.items()):
                 continue
             accepted = {_fingerprint(each, positions) for each, positions in taken.items()}
-            cut = _Cut(
+            cut = WindowCut(
                 self._settings,
                 named[name],
                 self._intervals,
@@ -573,3 +579,78 @@ class _Heard:
     def _reach(self, positions: Mapping[int, int]) -> None:
         if self._goal is not None and all(positions.get(number, 0) >= end for number, end in self._goal[1].items()):
             self._until, self._goal = self._goal[0], None
+
+
+# -- where things stand ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class WindowsStanding:
+    """How far the windows are, against what has landed.
+
+    Attributes:
+        topic_id: ``None`` where the topic does not exist.
+        positions: partition -> offset up to which the readings are reflected.
+        landed: partition -> offset up to which they have landed.
+        silence_at: when silence makes the next window due, ``None`` where none waits.
+        version: the table's, -1 where there is none.
+    """
+
+    topic_id: str | None
+    positions: dict[int, int] = field(default_factory=dict)
+    landed: dict[int, int] = field(default_factory=dict)
+    silence_at: datetime | None = None
+    version: int = -1
+
+    @property
+    def behind(self) -> int:
+        """Offsets that have landed and are not reflected yet."""
+        return sum(max(0, place - self.positions.get(number, 0)) for number, place in self.landed.items())
+
+    @property
+    def ahead(self) -> int:
+        """Offsets that are reflected and have not landed, which must not be."""
+        return sum(max(0, place - self.landed.get(number, 0)) for number, place in self.positions.items())
+
+    def waiting(self, now: datetime) -> int:
+        """What a landing run has to do for the windows: readings to take, or windows that silence has ended."""
+        return self.behind or int(self.silence_at is not None and now > self.silence_at)
+
+
+class WindowsProbe:
+    """Tells how far the windows are, again and again at little cost. For one thread at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._watcher = TopicWatcher(settings.brokers, settings.topic_readings)
+        self._lake = Lake(settings.lake)
+        self._tables: dict[str, DeltaTable] = {}
+
+    def standing(self, timeout_s: float = 3.0) -> WindowsStanding:
+        """Where the windows stand now.
+
+        Raises:
+            KafkaUnreachable: when the broker does not answer within ``timeout_s``.
+        """
+        facts = self._watcher.facts(timeout_s)
+        if facts is None:
+            return WindowsStanding(None)
+        # The windows first: what lands meanwhile must not make them look ahead of the readings.
+        windows, readings = self._table(WINDOWS), self._table(READINGS)
+        silence = windows.transaction_version(SILENCE_AT) if windows is not None else None
+        return WindowsStanding(
+            facts.topic_id,
+            {} if windows is None else _known(committed_positions(windows, facts)),
+            {} if readings is None else _known(committed_positions(readings, facts)),
+            _EPOCH + timedelta(milliseconds=silence) if silence else None,
+            -1 if windows is None else int(windows.version()),
+        )
+
+    def _table(self, name: str) -> DeltaTable | None:
+        known = self._tables.get(name)
+        if known is not None:
+            known.update_incremental()
+            return known
+        if not self._lake.exists(name):
+            return None
+        self._tables[name] = self._lake.open(name)
+        return self._tables[name]

@@ -27,7 +27,8 @@ from smoke_platform.settings import Settings
 from smoke_platform.streaming import landing
 from smoke_platform.streaming import windows as engine
 from smoke_platform.streaming.landing import Fenced, LandedTable, Landing, LandingReport, committed_positions
-from smoke_platform.streaming.windows import WINDOWS_SHAPE, WindowEngine
+from smoke_platform.streaming.windows import WINDOWS_SHAPE, WindowEngine, WindowsProbe
+from smoke_platform.streaming.windows_rebuild import rebuild
 
 pytestmark = pytest.mark.integration
 
@@ -371,3 +372,47 @@ def test_reporting_intervals_come_from_the_registry(platform: Settings) -> None:
     land(platform)
     found = windows(platform).filter(pl.col("window_start") == START)
     assert found.select("device_id", "expected_count", "completeness").rows() == [("d0", 30, 1.0), ("d1", 300, 0.1)]
+
+
+def test_a_rebuild_appends_what_is_missing_and_nothing_else(platform: Settings) -> None:
+    """A day whose windows are doubted, or were removed, must be had again from the readings."""
+    produce(platform, stream(3, range(1000)))
+    land(platform)
+    day = START.date()
+    (whole,) = rebuild(platform, day, day)
+    assert (whole.appended, whole.differing, whole.beyond) == (0, 0, 0)
+    assert whole.windows == rows(platform).height
+    lake = Lake(platform.lake)
+    lake.open(WINDOWS).delete("device_id = 'd1' AND window_start >= '2026-11-01T10:03:00Z'")
+    assert rebuild(platform, day, day)[0].appended > 0
+    check(platform)
+    # What is said of a window at the same number of readings is replaced only when that is wanted.
+    lake.open(WINDOWS).update({"temperature_c_mean": "0.0"}, predicate="device_id = 'd2'")
+    assert rebuild(platform, day, day)[0].differing > 0
+    assert set(windows(platform).filter(pl.col("device_id") == "d2")["temperature_c_mean"]) == {0.0}
+    (mended,) = rebuild(platform, day, day, replace=True)
+    assert mended.replaced == mended.differing > 0
+    check(platform)
+    # Landing goes on with what was rebuilt.
+    produce(platform, stream(3, range(1000, 1200)))
+    land(platform)
+    check(platform)
+
+
+def test_what_waits_for_the_windows_is_told(platform: Settings) -> None:
+    """Without it nobody would start a run to end the windows of devices that fell silent."""
+    standing = WindowsProbe(platform)
+    now = datetime.now(UTC)
+    assert standing.standing().waiting(now) == 0
+    produce(platform, stream(2, range(400)))
+    Landing(platform, "without windows", once=True).run()
+    assert standing.standing().waiting(now) == 800
+    land(platform)
+    found = standing.standing()
+    assert (found.behind, found.ahead, found.waiting(now)) == (0, 0, 0)
+    assert found.silence_at is not None
+    assert timedelta(minutes=9) < found.silence_at - now < timedelta(minutes=11)
+    assert found.waiting(now + timedelta(minutes=12)) == 1
+    land(platform, later=timedelta(minutes=12))
+    found = standing.standing()
+    assert (found.silence_at, found.waiting(now + timedelta(hours=1))) == (None, 0)
