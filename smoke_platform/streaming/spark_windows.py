@@ -12,6 +12,7 @@ from the lake, so a window says what the lake says, be its readings new or a cor
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -134,6 +135,7 @@ class SparkWindows:
         self._pause = FIRST_PAUSE_S
         self._resting_until = 0.0
         self._tally = WindowTally()
+        self._telling = threading.Lock()
         self._fault = ""
 
     def start(self, spark: SparkSession, facts: TopicFacts) -> None:
@@ -165,7 +167,8 @@ class SparkWindows:
 
     def drain(self) -> WindowTally:
         """What was appended since the last call."""
-        drained, self._tally = self._tally, WindowTally()
+        with self._telling:
+            drained, self._tally = self._tally, WindowTally()
         drained.fault = self._fault
         return drained
 
@@ -199,15 +202,11 @@ class SparkWindows:
             state.waiting.settle(some)
             # Rows alone are no progress: the positions follow with the last of the windows that they promise.
             version = state.commit(files, marked=last)
-            self._tally.add(
-                WindowTally(
-                    windows=windows,
-                    commits=1,
-                    version=version,
-                    positions=dict(state.positions),
-                    newest_end=newest,
-                )
+            done = WindowTally(
+                windows=windows, commits=1, version=version, positions=dict(state.positions), newest_end=newest
             )
+            with self._telling:
+                self._tally.add(done)
 
     def _computed(self, state: _State, due: pl.DataFrame) -> tuple[list[WrittenFile], int, datetime | None]:
         """Lets the executors compute these windows."""

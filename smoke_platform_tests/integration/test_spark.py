@@ -116,3 +116,181 @@ def test_the_engines_take_turns(platform: Settings, spark: Any) -> None:
     on_spark(platform, spark)
     locally(platform)
     check(platform)
+
+
+def test_a_checkpoint_may_vanish_at_any_time(platform: Settings, spark: Any) -> None:
+    """What Spark believes about its progress lies on a scratch disk; only the table may decide."""
+    stream = rough_stream(SEED + 2, seconds=400)
+    produce(platform, stream[: len(stream) // 2])
+
+    def remove(_progress: Any) -> None:
+        for folder in (platform.home / "spark").glob("checkpoint-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    settings = platform.model_copy(update={"spark_batch_rows": 300})
+    try:
+        SparkLanding(settings, "test", once=True, spark=spark, on_commit=remove).run()
+    except SmokeError:
+        assert landed(platform).height > 0  # it noticed; whatever it had committed counts
+    produce(platform, stream[len(stream) // 2 :])
+    on_spark(platform, spark)
+    check(platform)
+
+
+def test_a_stale_position_is_refused(platform: Settings, spark: Any) -> None:
+    """A driver that was thought dead and comes back must not double what its successor landed."""
+    produce(platform, rough_stream(SEED, devices=1, seconds=60))
+    landing = SparkLanding(platform, "first", once=True, spark=spark)
+    commit = LandedTable.commit_files
+    overtaken: list[bool] = []
+
+    def late(table: LandedTable, *arguments: Any, **named: Any) -> int:
+        if table.shape.name == READINGS and not overtaken:
+            # Meanwhile another one, that does not ask for the lease, lands the same messages.
+            overtaken.append(True)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("smoke_platform.streaming.landing.lease_path", lambda _: platform.home / "other.lease")
+                locally(platform)
+        return commit(table, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Fenced, match="another writer has landed"):
+        patch.setattr(LandedTable, "commit_files", late)
+        landing.run()
+    assert overtaken
+    check(platform)
+
+
+def test_nothing_is_committed_past_a_letter_that_was_not_acknowledged(platform: Settings, spark: Any) -> None:
+    """Between commit and letter a crash would lose the reject for good, so the letter comes first, here too."""
+    with Cluster(platform.brokers) as cluster:
+        cluster.alter(platform.topic_dead_letters, {"max.message.bytes": "100"})
+        produce(platform, [("a", b"no reading" * 20), *rough_stream(SEED, devices=1, seconds=30)])
+        with pytest.raises(SmokeError, match="dead letters were not acknowledged"):
+            on_spark(platform, spark)
+        assert landed(platform).is_empty()
+        assert not probe(lease_path(platform)).held
+        cluster.alter(platform.topic_dead_letters, {"max.message.bytes": str(16 * 1024 * 1024)})
+    on_spark(platform, spark)
+    check(platform)
+
+
+def test_a_lost_range_stops_it_with_the_same_words(platform: Settings, spark: Any) -> None:
+    """Readings that Kafka deleted before they were landed must never be skipped in silence."""
+    readings = [(key, value) for key, value in rough_stream(SEED, devices=1, seconds=200) if value]
+    produce(platform, readings[:50], partition=0)
+    on_spark(platform, spark)
+    produce(platform, readings[50:150], partition=0)
+    admin = AdminClient({"bootstrap.servers": platform.brokers})
+
+    def delete_before(offset: int) -> None:
+        (deleted,) = admin.delete_records([TopicPartition(platform.topic_readings, 0, offset)]).values()
+        deleted.result(30)
+
+    delete_before(70)
+    with pytest.raises(LostReadings, match="partition 0, offsets 50 to 69"):
+        on_spark(platform, spark)
+
+    # And where they vanish after the run has looked.
+    def vanish(landing: SparkLanding) -> Any:
+        query = started(landing)
+        delete_before(150)
+        return query
+
+    from smoke_platform.streaming.landing import accept_loss
+
+    accept_loss(platform)
+    started = SparkLanding._started
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(LostReadings, match="partition 0, offsets 70 to 149"):
+        patch.setattr(SparkLanding, "_started", lambda landing: (delete_before(150), started(landing))[1])
+        on_spark(platform, spark)
+
+
+def test_offsets_without_messages_are_passed(platform: Settings, spark: Any) -> None:
+    """Transactions leave offsets that hold nothing; a lag that never ends would start run after run."""
+    producer = Producer({"bootstrap.servers": platform.brokers, "transactional.id": f"t-{platform.topic_readings}"})
+    producer.init_transactions(30)
+    values = [value for _, value in rough_stream(SEED, devices=1, seconds=40) if value][:30]
+    for first, end in ((0, producer.commit_transaction), (10, producer.abort_transaction)):
+        producer.begin_transaction()
+        for value in values[first : first + 10]:
+            producer.produce(platform.topic_readings, value, partition=0)
+        producer.flush(30)
+        end(30)
+    report = on_spark(platform, spark)
+    assert report.positions[0] == 22
+    assert sum(StandingProbe(platform).standing().lag.values()) == 0
+    assert on_spark(platform, spark).commits == 0
+
+
+def test_a_letter_that_is_replayed_into_two_partitions_lands_once(platform: Settings, spark: Any) -> None:
+    """Two tasks see one replay each and know nothing of one another."""
+    produce(platform, [("a", b"broken")], partition=0)
+    report = on_spark(platform, spark)
+    ((_, found, _),) = letters(platform)
+    identity = b"/".join(found[name] for name in ("topic_id", "partition", "offset"))
+    mended = next(
+        message for message in rough_stream(SEED, devices=1, seconds=30) if message[1] and len(message[1]) > 50
+    )
+    for partition in (2, 1, 1):
+        produce(platform, [mended], headers=[(REPLAY_HEADER, identity)], partition=partition)
+    report = on_spark(platform, spark)
+    assert report.total().repeats == 2
+    assert landed(platform).select("partition", "offset", "replay_of").rows() == [(1, 0, identity.decode())]
+    produce(platform, [mended], headers=[(REPLAY_HEADER, identity)], partition=0)
+    assert on_spark(platform, spark).total().repeats == 1
+
+
+def test_one_run_at_a_time_whatever_the_engine(platform: Settings, spark: Any) -> None:
+    """Two engines at work at once would only waste each other's time; the second is told who is at work."""
+    stop = threading.Event()
+    running = SparkLanding(platform, "on-spark", stop=stop, spark=spark, windows=False)
+    ended: list[LandingReport] = []
+    thread = threading.Thread(target=lambda: ended.append(running.run()))
+    produce(platform, rough_stream(SEED, devices=1, seconds=30))
+    thread.start()
+    try:
+        wait_for(lambda: landed(platform).height > 0)
+        with pytest.raises(LeaseHeld, match="on-spark"):
+            locally(platform)
+    finally:
+        stop.set()
+        thread.join(60)
+    assert [report.ended for report in ended] == ["stopped"]
+    assert not probe(lease_path(platform)).held
+
+
+DRIVER = """
+import sys
+from smoke_platform.cli.main import main
+sys.argv = ["smoke", "spark", "run", "--once"]
+main()
+"""
+
+
+def start_driver(settings: Settings) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, **settings.environment()}
+    return subprocess.Popen([sys.executable, "-c", DRIVER], env=environment, stdout=subprocess.DEVNULL)
+
+
+def test_kill_at_any_moment_loses_and_doubles_nothing(platform: Settings, spark: Any) -> None:
+    """kill -9 of the driver while executors write files, letters are sent, readings and windows are committed."""
+    rng = random.Random(SEED)  # noqa: S311 - reproducible on purpose
+    produce(platform, rough_stream(SEED + 3))
+    standing_of = StandingProbe(platform)
+    waiting = [sum(standing_of.standing().lag.values())]
+    for number in range(KILLS):
+        driver = start_driver(platform.model_copy(update={"spark_batch_rows": 600}))
+        try:
+            # The first dies before its first commit, the others some commits later.
+            target = waiting[-1] - (0 if number == 0 else rng.randrange(1, 1500))
+            wait_for(lambda: probe(lease_path(platform)).held)
+            wait_for(lambda goal=target: sum(standing_of.standing().lag.values()) <= goal)
+            time.sleep(rng.random() * 0.8)
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+        waiting.append(sum(standing_of.standing().lag.values()))
+    assert waiting[-1] < waiting[0]
+    on_spark(platform, spark)
+    check(platform)
+    assert not list((platform.home / "spark").glob("checkpoint-*")), "what a killed run left is still there"
