@@ -32,7 +32,7 @@ def rough_stream(seed: int, *, devices: int = 6, seconds: int = 1200) -> list[Me
     rng = random.Random(seed)  # noqa: S311 - reproducible on purpose
     frame = simulate(devices, START, seconds, seed, missing_share=0.05, fires_per_device_day=12.0)
     # One device's clock runs 200 s ahead, another's 15 minutes behind from the middle on.
-    names = sorted(frame["device_id"].unique())
+    names = [*sorted(frame["device_id"].unique()), "none"]
     shift = pl.duration(seconds=200), pl.duration(seconds=-900)
     middle = START + timedelta(seconds=seconds // 2)
     frame = frame.with_columns(

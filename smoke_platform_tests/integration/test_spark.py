@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,14 +15,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
+from smoke_platform.adapters.kafka import Cluster
+from smoke_platform.adapters.lake import READINGS
+from smoke_platform.adapters.lease import LeaseHeld, probe
 from smoke_platform.adapters.spark import close_session, open_session
+from smoke_platform.domain.errors import SmokeError
+from smoke_platform.domain.landing import REPLAY_HEADER
 from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.landing import (
+    Fenced,
+    LandedTable,
     Landing,
     LandingReport,
+    LostReadings,
     StandingProbe,
+    accept_loss,
+    lease_path,
 )
 from smoke_platform.streaming.spark_landing import SparkLanding
 from smoke_platform.streaming.windows import WindowEngine
@@ -153,9 +170,10 @@ def test_a_stale_position_is_refused(platform: Settings, spark: Any) -> None:
                 locally(platform)
         return commit(table, *arguments, **named)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Fenced, match="another writer has landed"):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LandedTable, "commit_files", late)
-        landing.run()
+        with pytest.raises(Fenced, match="another writer has landed"):
+            landing.run()
     assert overtaken
     check(platform)
 
@@ -191,18 +209,12 @@ def test_a_lost_range_stops_it_with_the_same_words(platform: Settings, spark: An
         on_spark(platform, spark)
 
     # And where they vanish after the run has looked.
-    def vanish(landing: SparkLanding) -> Any:
-        query = started(landing)
-        delete_before(150)
-        return query
-
-    from smoke_platform.streaming.landing import accept_loss
-
     accept_loss(platform)
     started = SparkLanding._started
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(LostReadings, match="partition 0, offsets 70 to 149"):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SparkLanding, "_started", lambda landing: (delete_before(150), started(landing))[1])
-        on_spark(platform, spark)
+        with pytest.raises(LostReadings, match="partition 0, offsets 70 to 149"):
+            on_spark(platform, spark)
 
 
 def test_offsets_without_messages_are_passed(platform: Settings, spark: Any) -> None:
