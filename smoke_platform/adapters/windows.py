@@ -45,6 +45,8 @@ INDEXED = ("device_id", "window_start", "window_end", "revision", "last_event_ti
 LIVE = timedelta(minutes=5)
 #: Days of event time that are looked through at first for a device's newest windows; then twice as many, and so on.
 _FIRST_DAYS = 2
+#: The level of a mean from which on a window is worth naming: HIGH.
+CONSPICUOUS = 3
 #: Ranges of event time in one question to the lake; more are put together.
 _MOST_RANGES = 8
 
@@ -134,6 +136,17 @@ class WindowTable:
     def version(self) -> int:
         """The table's version, -1 where there is no table."""
         return self._lake.version(WINDOWS)
+
+
+def conspicuous(rows: pl.DataFrame, least: int = CONSPICUOUS) -> pl.DataFrame:
+    """The devices whose newest window among the rows has a mean at level ``least`` or beyond, the worst first.
+
+    Returns:
+        Columns device_id, window_start, window_end, level, level_sensor.
+    """
+    newest = rows.sort("window_start", "revision").unique("device_id", keep="last")
+    found = newest.filter(pl.col("level") >= least).sort(["level", "device_id"], descending=[True, False])
+    return found.select("device_id", "window_start", "window_end", "level", "level_sensor")
 
 
 def _between(rows: pl.LazyFrame, since: datetime | None, until: datetime | None) -> pl.LazyFrame:

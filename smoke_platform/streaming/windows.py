@@ -50,6 +50,7 @@ from smoke_platform.streaming.landing import (
     Fenced,
     LandedBatch,
     LandedTable,
+    LandingReport,
     TableShape,
     committed_positions,
     stamps_folder,
@@ -654,3 +655,40 @@ class WindowsProbe:
             return None
         self._tables[name] = self._lake.open(name)
         return self._tables[name]
+
+
+# -- looking at the table --------------------------------------------------------------------------------
+
+#: A look at the table for doubles goes back so far by the time of writing, at most.
+AUDITED = timedelta(hours=2)
+
+
+@dataclass(frozen=True, slots=True)
+class WindowAudit:
+    """Rows that were looked at; how many say a window at a revision again; offsets reflected that have not landed."""
+
+    rows: int = 0
+    doubles: int = 0
+    ahead: int = 0
+
+
+def audit_windows(settings: Settings, report: LandingReport | None, since: datetime) -> WindowAudit:
+    """Looks in the table for the rows that were written at ``since`` or later, ``AUDITED`` ago at most."""
+    lake = Lake(settings.lake)
+    if report is None or not lake.exists(WINDOWS):
+        return WindowAudit()
+    table = lake.open(WINDOWS)
+    facts = TopicFacts(report.cluster_id, report.topic_id, tuple(report.positions))
+    landed = _known(committed_positions(lake.open(READINGS), facts))
+    ahead = sum(max(0, place - landed[number]) for number, place in _known(committed_positions(table, facts)).items())
+    key = [*WINDOW_KEY, "revision"]
+    rows = pl.scan_delta(table)
+    written = rows.filter(pl.col(WRITTEN_AT) >= max(since, datetime.now(UTC) - AUDITED)).select(key).collect()
+    first = written["window_start"].min()
+    if not isinstance(first, datetime):
+        return WindowAudit(ahead=ahead)
+    # Against all of the same windows: the first of a double may have been written long before.
+    known = rows.filter(pl.col(PARTITION_COLUMN) >= first.date(), pl.col("window_start") >= first).select(key)
+    counts = known.join(written.lazy().unique(), on=key, how="semi").group_by(key).len()
+    doubles = counts.filter(pl.col("len") > 1).select(pl.len()).collect().item()
+    return WindowAudit(written.height, int(doubles), ahead)

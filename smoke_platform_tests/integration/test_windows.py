@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import polars as pl
 import pytest
 from confluent_kafka import Producer
@@ -23,11 +25,20 @@ from smoke_platform.domain.landing import CompactionPlan
 from smoke_platform.domain.readings import Reading, Source
 from smoke_platform.domain.windows import compute
 from smoke_platform.local.broker import EmbeddedBroker
+from smoke_platform.orchestration import landing as orchestration
+from smoke_platform.orchestration import names
 from smoke_platform.settings import Settings
 from smoke_platform.streaming import landing
 from smoke_platform.streaming import windows as engine
 from smoke_platform.streaming.landing import Fenced, LandedTable, Landing, LandingReport, committed_positions
-from smoke_platform.streaming.windows import WINDOWS_SHAPE, WindowEngine, WindowsProbe
+from smoke_platform.streaming.windows import (
+    WINDOWS_SHAPE,
+    WindowAudit,
+    WindowEngine,
+    WindowsProbe,
+    WindowsStanding,
+    audit_windows,
+)
 from smoke_platform.streaming.windows_rebuild import rebuild
 
 pytestmark = pytest.mark.integration
@@ -416,3 +427,63 @@ def test_what_waits_for_the_windows_is_told(platform: Settings) -> None:
     land(platform, later=timedelta(minutes=12))
     found = standing.standing()
     assert (found.silence_at, found.waiting(now + timedelta(hours=1))) == (None, 0)
+
+
+def test_dagster_shows_windows_and_names_who_is_hot(platform: Settings, tmp_path: Path) -> None:
+    """An operator looks at Dagster: what was appended, that it is right, and which devices are out of the ordinary."""
+    settings = platform.model_copy(update={"stream_idle_seconds": 0.5})
+    hot = [reading("hot<b>", second, 60.0) for second in range(700)]
+    produce(settings, [*stream(2, range(700)), *hot])
+    supervisor = orchestration.Supervisor(settings)
+    with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path / "dagster")) as instance:
+        job = orchestration.definitions(settings).resolve_job_def(names.JOB_LANDING)
+        result = job.execute_in_process(instance=instance)
+        assert result.success
+        shown = [
+            event.step_materialization_data.materialization
+            for event in result.all_events
+            if event.is_step_materialization
+            and event.step_materialization_data.materialization.asset_key == names.WINDOWS
+        ]
+        values = [{name: entry.value for name, entry in each.metadata.items()} for each in shown]
+        assert sum(each["rows"] for each in values) == rows(settings).height == 33
+        assert sum(values[-1]["positions"].values()) == 2100
+        checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
+        assert checks[orchestration.CHECK_WINDOWS].passed
+        assert checks[orchestration.CHECK_WINDOWS].metadata["rows_looked_at"].value == 33
+        named = checks[orchestration.CHECK_LEVELS]
+        assert (named.passed, named.severity) == (False, dg.AssetCheckSeverity.WARN)
+        assert named.metadata["named"].value == ["hot<b>"]
+        # Nothing waits now; in eleven minutes silence ends what is open, and somebody has to do it.
+        assert supervisor.step(instance).reason == "nothing to land"
+        later = orchestration.Supervisor(settings)
+        now = datetime.now(UTC) + timedelta(minutes=11)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(WindowsProbe, "standing", _as_of(now, WindowsProbe.standing))
+            assert later.step(instance).kind is orchestration.Kind.REQUEST
+
+
+def _as_of(now: datetime, standing: Callable[..., WindowsStanding]) -> Callable[..., WindowsStanding]:
+    """What the probe says, as it will look at ``now``."""
+
+    def shifted(probe: WindowsProbe, *arguments: Any) -> WindowsStanding:
+        found = standing(probe, *arguments)
+        ago = now - datetime.now(UTC)
+        return replace(found, silence_at=found.silence_at - ago if found.silence_at else None)
+
+    return shifted
+
+
+def test_the_audit_sees_a_double(platform: Settings) -> None:
+    """A check that overlooks a window appended twice is worth nothing."""
+    produce(platform, stream(2, range(400)))
+    began = datetime.now(UTC)
+    report = land(platform)
+    assert audit_windows(platform, report, began) == WindowAudit(rows(platform).height, 0, 0)
+    Lake(platform.lake).append(WINDOWS, rows(platform).tail(2))
+    assert audit_windows(platform, report, began).doubles == 2
+    report.positions = {0: 0}
+    facts = TopicWatcher(platform.brokers, platform.topic_readings).facts()
+    assert facts is not None
+    LandedTable(Lake(platform.lake), facts, WINDOWS_SHAPE).commit(WINDOWS_SHAPE.schema.empty_table(), {0: 10**6})
+    assert audit_windows(platform, report, began).ahead > 0
