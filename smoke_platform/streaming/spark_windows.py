@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Windows that one job computes at most; more are several commits.
+#: Windows that one job computes at most; more are several jobs.
 WINDOWS_AT_ONCE = 200_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -194,24 +194,22 @@ class SparkWindows:
         due = state.waiting.due(self._heard.until(state.positions))
         if due.is_empty() and not state.wants_commit(finish=finish):
             return
-        for first in range(0, max(1, due.height), WINDOWS_AT_ONCE):
+        done = WindowTally(commits=1)
+        files: list[WrittenFile] = []
+        for first in range(0, due.height, WINDOWS_AT_ONCE):
             self._alive()
-            some = due.slice(first, WINDOWS_AT_ONCE)
-            files, windows, newest = self._computed(state, some)
-            last = first + WINDOWS_AT_ONCE >= due.height
-            state.waiting.settle(some)
-            # Rows alone are no progress: the positions follow with the last of the windows that they promise.
-            version = state.commit(files, marked=last)
-            done = WindowTally(
-                windows=windows, commits=1, version=version, positions=dict(state.positions), newest_end=newest
-            )
-            with self._telling:
-                self._tally.add(done)
+            written, part = self._computed(state, due.slice(first, WINDOWS_AT_ONCE))
+            files += written
+            done.add(part)
+        # All in one commit: the positions promise every window that was due by then.
+        state.waiting.settle(due)
+        done.version = state.commit(files)
+        done.positions = dict(state.positions)
+        with self._telling:
+            self._tally.add(done)
 
-    def _computed(self, state: _State, due: pl.DataFrame) -> tuple[list[WrittenFile], int, datetime | None]:
+    def _computed(self, state: _State, due: pl.DataFrame) -> tuple[list[WrittenFile], WindowTally]:
         """Lets the executors compute these windows."""
-        if due.is_empty():
-            return [], 0, None
         spans = due.select("device_id", begin="window_start", end=pl.col("window_start") + DEFAULT.length)
         ranges = list(event_ranges(spans))
         readings = gather(
@@ -245,7 +243,7 @@ class SparkWindows:
             # Each window that is due has a reading, or it would not be due: committing less would lose it for good.
             raise RuntimeError(f"{due.height} windows are due, {windows} were computed")
         ends = [part.newest_end for part in parts if part.newest_end is not None]
-        return [file for part in parts for file in part.files], windows, max(ends, default=None)
+        return [file for part in parts for file in part.files], WindowTally(windows=windows, newest_end=max(ends))
 
 
 class _State:
@@ -310,11 +308,8 @@ class _State:
         unmarked = self._table.mark(OTHERS_DONE) != fingerprint(self._facts.topic_id, {})
         return unmarked or (moved and (finish or time.monotonic() - self._committed_at > POSITIONS_EVERY_S))
 
-    def commit(self, files: Sequence[WrittenFile], *, marked: bool) -> int:
-        """Commits files, and with them the positions unless more of the windows that they promise are to come."""
-        if not marked:
-            # Should this be the last that is heard of this run, the next one has to compare.
-            return self._table.commit_files(files, {}, marks={STATE_OF: 1})
+    def commit(self, files: Sequence[WrittenFile]) -> int:
+        """Commits files with the positions whose windows are all among them or were appended before."""
         topic_id = self._facts.topic_id
         marks = {
             STATE_OF: fingerprint(topic_id, self._taken),
