@@ -25,6 +25,7 @@ from smoke_platform.domain.alarms import Severity
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.lake_records import RECORD_TABLES
 from smoke_platform.orchestration import names, partitions
+from smoke_platform.orchestration.spark import SparkRun
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.landing import (
     Audit,
@@ -32,7 +33,6 @@ from smoke_platform.streaming.landing import (
     Fenced,
     Landing,
     LandingReport,
-    PartitionTally,
     Progress,
     Standing,
     StandingProbe,
@@ -40,6 +40,7 @@ from smoke_platform.streaming.landing import (
     lease_path,
     paused,
 )
+from smoke_platform.streaming.preparing import PartitionTally
 from smoke_platform.streaming.records_landing import RecordsLanding, RecordsProbe, RecordTally
 from smoke_platform.streaming.windows import (
     WindowAudit,
@@ -47,7 +48,6 @@ from smoke_platform.streaming.windows import (
     WindowsProbe,
     WindowTally,
     audit_windows,
-    is_wanted,
 )
 
 #: A holder that has not been heard of for this long is stuck; more than the slowest commit.
@@ -273,8 +273,6 @@ class Supervisor:
 
     def _of_windows(self) -> int:
         """What waits for the windows: readings that have landed, or the end of windows whose devices are silent."""
-        if not is_wanted(self._settings):
-            return 0
         self._windows = self._windows or WindowsProbe(self._settings)
         return self._windows.standing().waiting(datetime.now(UTC))
 
@@ -592,11 +590,15 @@ def _readings(settings: Settings) -> dg.AssetsDefinition:
     )
     def land_readings(context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult]:
         began = datetime.now(UTC)
-        records = RecordsLanding(settings)
-        windows = WindowEngine(settings) if is_wanted(settings) else None
-        drain = windows.drain if windows is not None else None
-        bulletin = _Bulletin(context, settings, StandingProbe(settings).standing, records.drain, drain)
-        report = _land(context, settings, bulletin, [records, windows] if windows is not None else [records])
+        standing = StandingProbe(settings).standing
+        if settings.engine == "spark":
+            remote = SparkRun(context, settings)
+            bulletin = _Bulletin(context, settings, standing, remote.drain_records, remote.drain_windows)
+            report = _land(context, bulletin, remote.run)
+        else:
+            records, windows = RecordsLanding(settings), WindowEngine(settings)
+            bulletin = _Bulletin(context, settings, standing, records.drain, windows.drain)
+            report = _land(context, bulletin, _here(context, settings, [records, windows]))
         bulletin.publish()
         if report is not None:
             total = report.total()
@@ -612,9 +614,20 @@ def _readings(settings: Settings) -> dg.AssetsDefinition:
     return land_readings
 
 
-def _land(
-    context: dg.AssetExecutionContext, settings: Settings, bulletin: _Bulletin, companions: Sequence[Companion]
-) -> LandingReport | None:
+#: Lands until there is a reason to end; told of each commit, and asks now and then whether it is still wanted.
+_Engine = Callable[[Callable[[Progress], None], Callable[[], bool]], LandingReport]
+
+
+def _here(context: dg.AssetExecutionContext, settings: Settings, companions: Sequence[Companion]) -> _Engine:
+    """Engine ``local``, in this process."""
+
+    def run(on_commit: Callable[[Progress], None], wanted: Callable[[], bool]) -> LandingReport:
+        return Landing(settings, context.run.run_id, on_commit=on_commit, wanted=wanted, companions=companions).run()
+
+    return run
+
+
+def _land(context: dg.AssetExecutionContext, bulletin: _Bulletin, engine: _Engine) -> LandingReport | None:
     run_id = context.run.run_id
 
     def still_started() -> bool:
@@ -622,7 +635,7 @@ def _land(
         return run is not None and run.status == dg.DagsterRunStatus.STARTED
 
     try:
-        return Landing(settings, run_id, on_commit=bulletin.take, wanted=still_started, companions=companions).run()
+        return engine(bulletin.take, still_started)
     except LeaseHeld as held:
         context.log.warning(str(held))
         return None

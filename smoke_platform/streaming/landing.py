@@ -48,25 +48,20 @@ from smoke_platform.adapters.kafka_bulk import (
 from smoke_platform.adapters.lake import (
     PARTITION_COLUMN,
     READINGS,
-    READINGS_COLUMNS,
     READINGS_SCHEMA,
     Lake,
     writer_properties,
 )
+from smoke_platform.adapters.lake_files import WrittenFile
 from smoke_platform.adapters.lease import Lease
-from smoke_platform.domain.decoding import decode_batch
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.landing import (
     CLOCK_SCHEMA,
     BatchPlan,
     CompactionPlan,
     DeviceClocks,
-    letter_headers,
-    repeated,
-    replayed,
 )
 from smoke_platform.domain.offsets import (
-    MessageId,
     OffsetRange,
     StartPoints,
     advanced,
@@ -77,6 +72,7 @@ from smoke_platform.domain.offsets import (
     start_points,
 )
 from smoke_platform.settings import Settings
+from smoke_platform.streaming.preparing import PartitionTally, Preparer, stored_replays
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +111,10 @@ class Fenced(SmokeError):
 
 class LostReadings(SmokeError):
     """Readings were deleted from the log before they were landed."""
+
+
+class Outdated(Exception):
+    """Another writer has moved a mark: what is to be committed has to be worked out anew."""
 
 
 class _BatchMissing(Exception):
@@ -372,8 +372,47 @@ class LandedTable:
 
         Raises:
             Fenced: when another writer has moved a position; nothing was written.
+            Outdated: when another writer has moved one of these marks; nothing was written.
         """
+
+        def write(table: DeltaTable, properties: CommitProperties) -> None:
+            write_deltalake(
+                table, rows, mode="append", writer_properties=self.shape.properties, commit_properties=properties
+            )
+
+        return self._commit(write, positions, metadata, marks)
+
+    def commit_files(
+        self,
+        files: Sequence[WrittenFile],
+        positions: Mapping[int, int],
+        metadata: Mapping[str, Any] | None = None,
+        marks: Mapping[str, int] | None = None,
+    ) -> int:
+        """The same for files that somebody has written below the table's folder already: ``adapters.lake_files``."""
+
+        def write(table: DeltaTable, properties: CommitProperties) -> None:
+            table.create_write_transaction(
+                [file.action() for file in files],
+                "append",
+                table.schema(),
+                [self.shape.day],
+                commit_properties=properties,
+            )
+            # It leaves the object as it was, unlike the other way of writing.
+            table.update_incremental()
+
+        return self._commit(write, positions, metadata, marks)
+
+    def _commit(
+        self,
+        write: Callable[[DeltaTable, CommitProperties], None],
+        positions: Mapping[int, int],
+        metadata: Mapping[str, Any] | None,
+        marks: Mapping[str, int] | None,
+    ) -> int:
         moved = {number: place for number, place in positions.items() if place > (self.positions.get(number) or -1)}
+        known = {name: self.mark(name) for name in marks or {}}
         properties = CommitProperties(
             app_transactions=[
                 Transaction(
@@ -389,17 +428,13 @@ class LandedTable:
             # ids makes the write fail, an earlier one shows here.
             self._require_own_positions()
             try:
-                write_deltalake(
-                    self._table,
-                    rows,
-                    mode="append",
-                    writer_properties=self.shape.properties,
-                    commit_properties=properties,
-                )
+                write(self._table, properties)
             except CommitFailedError as refusal:
                 log.warning("commit refused: %s", refusal)
                 self._table = self._lake.open(self.shape.name)
                 self._require_own_positions()
+                if any(self.mark(name) != number for name, number in known.items()):
+                    raise Outdated from None
                 continue
             self.positions.update(moved)
             # The table has refreshed itself: whatever another writer did meanwhile is in this snapshot.
@@ -516,9 +551,10 @@ def load_clocks(settings: Settings, facts: TopicFacts, positions: Mapping[int, i
     return pl.concat([known, newer]).group_by("partition", "device_id").agg(pl.col("clock").max())
 
 
-def _save_clocks(
+def save_clocks(
     settings: Settings, facts: TopicFacts, positions: Mapping[int, int | None], clocks: pl.DataFrame
 ) -> None:
+    """Writes the cache that ``load_clocks`` reads."""
     path = _clocks_path(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     note = {"topic_id": facts.topic_id, "positions": {n: place for n, place in positions.items() if place is not None}}
@@ -528,29 +564,6 @@ def _save_clocks(
 
 
 # -- the run ---------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class PartitionTally:
-    """What was landed of one partition since the tally began. Offsets are -1 while there is none."""
-
-    rows: int = 0
-    rejects: int = 0
-    late: int = 0
-    repeats: int = 0
-    first_offset: int = -1
-    last_offset: int = -1
-    newest_append_ms: int = -1
-
-    def add(self, other: PartitionTally) -> None:
-        self.rows += other.rows
-        self.rejects += other.rejects
-        self.late += other.late
-        self.repeats += other.repeats
-        if self.first_offset < 0:
-            self.first_offset = other.first_offset
-        self.last_offset = max(self.last_offset, other.last_offset)
-        self.newest_append_ms = max(self.newest_append_ms, other.newest_append_ms)
 
 
 @dataclass(slots=True)
@@ -636,7 +649,7 @@ class Companion(Protocol):
         """Waits at most ``timeout_s`` for its end; says whether it has come."""
 
 
-class _Companions:
+class Companions:
     """All that works beside a run, as one."""
 
     def __init__(self, companions: Sequence[Companion]) -> None:
@@ -697,7 +710,7 @@ class Landing:
         companions: Sequence[Companion] = (),
     ) -> None:
         self._settings = settings
-        self._companions = _Companions(companions)
+        self._companions = Companions(companions)
         self._run_id = run_id
         self._once = once
         self._stop = stop or threading.Event()
@@ -707,7 +720,6 @@ class Landing:
         self._lake = Lake(settings.lake)
         self._watcher = TopicWatcher(settings.brokers, settings.topic_readings)
         self._step: tuple[str, float] | None = None
-        self._replayed: set[MessageId] | None = None
         self._clocks_saved = time.monotonic()
 
     def run(self) -> LandingReport:
@@ -726,7 +738,7 @@ class Landing:
             ThreadPoolExecutor(1, "landing-decode") as decoder,
             ThreadPoolExecutor(1, "landing-commit") as committer,
         ):
-            facts = self._facts()
+            facts = topic_facts(self._settings, self._watcher)
             self._table = LandedTable(self._lake, facts, stamps=stamps_folder(self._settings))
             self._facts_at_start = facts
             report = LandingReport(facts.cluster_id, facts.topic_id)
@@ -888,82 +900,17 @@ class Landing:
 
     # -- decoding ----------------------------------------------------------------------------------------
     def _prepare(self, batch: MessageBatch, begins: dict[int, int]) -> _Prepared:
-        settings, facts = self._settings, self._facts_at_start
-        decoded, rejects = decode_batch(batch.values, batch.append_times_ms)
-        places = pl.DataFrame(
-            [
-                pl.Series("partition", batch.partitions, dtype=pl.Int32),
-                pl.Series("offset", batch.offsets, dtype=pl.Int64),
-                pl.Series("append_ms", batch.append_times_ms, dtype=pl.Int64),
-            ]
-        )
-        rows = pl.concat(
-            [decoded, places if decoded.height == places.height else places[decoded["row"]]], how="horizontal"
-        )
-        rows = rows.with_columns(self._clocks.judge(rows))
-        replays = replayed(batch.headers)
-        again = self._repeats(rows, replays) if replays else set()
-        if again:
-            repeats = rows.filter(pl.col("row").is_in(list(again)))
-            rows = rows.filter(~pl.col("row").is_in(list(again)))
-        else:
-            repeats = rows.clear()
-        origin = (
-            pl.Series("replay_of", [str(replays[row]) if row in replays else None for row in rows["row"]], pl.String)
-            if replays
-            else pl.lit(None, dtype=pl.String).alias("replay_of")
-        )
-        stored = rows.with_columns(
-            origin,
-            pl.col("event_time").dt.date().alias(PARTITION_COLUMN),
-            pl.lit(settings.topic_readings).alias("topic"),
-            pl.lit(facts.topic_id).alias("topic_id"),
-            pl.when(pl.col("append_ms") >= 0)
-            .then(pl.from_epoch("append_ms", time_unit="ms"))
-            .cast(pl.Datetime("us"))
-            .dt.replace_time_zone("UTC")
-            .alias("append_time"),
-            pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC")).alias("ingest_time"),
-        ).select(READINGS_COLUMNS)
-        letters = [self._letter(batch, row, reject, replays.get(row)) for row, reject in rejects]
-        tallies = _tallies(places, rows, repeats, [row for row, _ in rejects])
-        reasons: dict[str, int] = {}
-        for _, reject in rejects:
-            reasons[str(reject.reason)] = reasons.get(str(reject.reason), 0) + 1
+        found = self._preparer.prepare(batch, datetime.now(UTC))
         return _Prepared(
             begins=begins,
-            rows=stored.to_arrow(),
-            days=set(stored[PARTITION_COLUMN].unique()),
-            letters=letters,
+            rows=found.rows.to_arrow(),
+            days=set(found.rows[PARTITION_COLUMN].unique()),
+            letters=found.letters,
             positions=_after(batch),
-            tallies=tallies,
-            reasons=reasons,
-            clocks=self._clocks.frame,
+            tallies=found.tallies,
+            reasons=found.reasons,
+            clocks=self._preparer.clocks.frame,
         )
-
-    def _letter(self, batch: MessageBatch, row: int, reject: Any, origin: MessageId | None) -> Letter:
-        own = MessageId(self._facts_at_start.topic_id, batch.partitions[row], batch.offsets[row])
-        identity = origin or own
-        headers = letter_headers(
-            reject,
-            identity,
-            topic=self._settings.topic_readings,
-            append_time_ms=batch.append_times_ms[row],
-            key=batch.key_of(row),
-            replayed_as=own if origin else None,
-        )
-        return Letter(str(identity).encode(), batch.values[row], headers)
-
-    def _repeats(self, rows: pl.DataFrame, replays: dict[int, MessageId]) -> set[int]:
-        if self._replayed is None:
-            # Only a first replay costs this scan; files without any are skipped by their statistics.
-            stored = self._lake.scan(READINGS).select("replay_of").filter(pl.col("replay_of").is_not_null()).collect()
-            self._replayed = {found for text in stored.to_series() if (found := MessageId.parse(text)) is not None}
-        readings = set(rows["row"].to_list())
-        accepted = {row: identity for row, identity in replays.items() if row in readings}
-        again = repeated(accepted, self._replayed)
-        self._replayed.update(accepted.values())
-        return again
 
     # -- committing --------------------------------------------------------------------------------------
     def _commit(self, decoding: Future[_Prepared]) -> Progress:
@@ -985,51 +932,35 @@ class Landing:
         return Progress(version, prepared.tallies, prepared.reasons)
 
     def _require_same_topic(self) -> None:
-        """Raises TopicChanged unless every message read so far came from the topic this run began with.
-
-        A topic's id is never used again, so if it is the same now it was the same all the time.
-        """
-        deadline = time.monotonic() + STEP_BUDGET_S["topic"] - 10
-        while True:
-            try:
-                facts = self._watcher.facts(5.0)
-                break
-            except KafkaUnreachable:
-                if time.monotonic() > deadline or self._stop.is_set():
-                    raise
-        if facts is None or (facts.topic_id, facts.cluster_id) != (
-            self._facts_at_start.topic_id,
-            self._facts_at_start.cluster_id,
-        ):
-            raise TopicChanged("the topic was made anew")
-        if facts.partitions != self._facts_at_start.partitions:
-            raise TopicChanged("the topic got more partitions")
+        require_same_topic(self._watcher, self._facts_at_start, self._stop)
 
     # -- start and end -----------------------------------------------------------------------------------
-    def _facts(self) -> TopicFacts:
-        facts = self._watcher.facts()
-        if facts is None:
-            raise SmokeError(
-                f"there is no topic {self._settings.topic_readings!r}", "make it with `smoke topics create`"
-            )
-        return facts
-
     def _load_clocks(self) -> None:
         known = load_clocks(self._settings, self._facts_at_start, self._table.positions)
-        self._clocks = DeviceClocks(timedelta(minutes=self._settings.lateness_minutes), known)
+        self._preparer = Preparer(
+            self._settings.topic_readings,
+            self._facts_at_start.topic_id,
+            DeviceClocks(timedelta(minutes=self._settings.lateness_minutes), known),
+            lambda: stored_replays(self._lake.scan(READINGS)),
+        )
         self._committed_clocks = known
 
     def _save_clocks(self) -> None:
         self._clocks_saved = time.monotonic()
-        _save_clocks(self._settings, self._facts_at_start, self._table.positions, self._committed_clocks)
+        save_clocks(self._settings, self._facts_at_start, self._table.positions, self._committed_clocks)
 
     def _explained(self, loss: OffsetLost) -> SmokeError:
-        facts = _facts(self._settings, self._watcher)
+        facts = topic_facts(self._settings, self._watcher)
         points = start_points(self._table.positions, self._watcher.watermarks(facts.partitions))
         return fault_of(points) or loss
 
 
-def _facts(settings: Settings, watcher: TopicWatcher) -> TopicFacts:
+def topic_facts(settings: Settings, watcher: TopicWatcher) -> TopicFacts:
+    """The topic that ``watcher`` looks at.
+
+    Raises:
+        SmokeError: there is none.
+    """
     facts = watcher.facts()
     if facts is None:
         raise SmokeError(
@@ -1038,26 +969,27 @@ def _facts(settings: Settings, watcher: TopicWatcher) -> TopicFacts:
     return facts
 
 
+def require_same_topic(watcher: TopicWatcher, facts: TopicFacts, stop: threading.Event) -> None:
+    """Raises TopicChanged unless every message read so far came from the topic that ``facts`` describe.
+
+    A topic's id is never used again, so if it is the same now it was the same all the time.
+    """
+    deadline = time.monotonic() + STEP_BUDGET_S["topic"] - 10
+    while True:
+        try:
+            found = watcher.facts(5.0)
+            break
+        except KafkaUnreachable:
+            if time.monotonic() > deadline or stop.is_set():
+                raise
+    if found is None or (found.topic_id, found.cluster_id) != (facts.topic_id, facts.cluster_id):
+        raise TopicChanged("the topic was made anew")
+    if found.partitions != facts.partitions:
+        raise TopicChanged("the topic got more partitions")
+
+
 def _after(batch: MessageBatch) -> dict[int, int]:
     return after(batch.partitions, batch.offsets, batch.ends)
-
-
-def _tallies(
-    places: pl.DataFrame, rows: pl.DataFrame, repeats: pl.DataFrame, rejected: list[int]
-) -> dict[int, PartitionTally]:
-    tallies = {
-        number: PartitionTally(first_offset=first, last_offset=last, newest_append_ms=newest)
-        for number, first, last, newest in places.group_by("partition")
-        .agg(pl.col("offset").min(), pl.col("offset").max().alias("last"), pl.col("append_ms").max())
-        .iter_rows()
-    }
-    for number, count, late in rows.group_by("partition").agg(pl.len(), pl.col("late").sum()).iter_rows():
-        tallies[number].rows, tallies[number].late = count, late
-    for number, count in repeats.group_by("partition").agg(pl.len()).iter_rows():
-        tallies[number].repeats = count
-    for row in rejected:
-        tallies[places["partition"][row]].rejects += 1
-    return tallies
 
 
 @contextmanager
@@ -1082,7 +1014,7 @@ def accept_loss(settings: Settings) -> tuple[OffsetRange, ...]:
     """
     with Lease(lease_path(settings), f"accept-loss-{os.getpid()}"):
         watcher = TopicWatcher(settings.brokers, settings.topic_readings)
-        facts = _facts(settings, watcher)
+        facts = topic_facts(settings, watcher)
         return give_up_lost(LandedTable(Lake(settings.lake), facts), facts, watcher)
 
 
