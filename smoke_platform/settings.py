@@ -194,6 +194,71 @@ class Settings(BaseModel):
         "SMOKE_FIRST_DAY", date(2022, 6, 1), "First UTC day of the daily partitions", section="Landing"
     )
 
+    # -- windows -----------------------------------------------------------------------------------------
+    window_seconds: float = _setting(
+        "SMOKE_WINDOW_SECONDS",
+        5.0,
+        "Windows that are over are appended this often",
+        section="Windows",
+        gt=0,
+        le=60,
+    )
+
+    # -- engine ------------------------------------------------------------------------------------------
+    engine: Literal["local", "spark"] = _setting(
+        "SMOKE_ENGINE",
+        "local",
+        "What lands readings and computes windows: local, one process; spark, when one machine is outgrown",
+        section="Engine",
+    )
+    spark_master: str = _setting(
+        "SPARK_MASTER",
+        "local[*]",
+        "Where Spark runs: local[*] on this machine, spark://host:7077 on a cluster",
+        section="Engine",
+        pattern=r"^(local|local\[(\*|[1-9]\d{0,3})\]|spark://[A-Za-z0-9._-]+:\d{1,5}(,[A-Za-z0-9._-]+:\d{1,5})*)$",
+    )
+    spark_ui_port: int = _setting(
+        "SPARK_UI_PORT", 4040, "Spark's own UI while its driver runs; 0: none", section="Engine", ge=0, le=65535
+    )
+    spark_driver_host: str = _setting(
+        "SPARK_DRIVER_HOST",
+        "",
+        "Name by which a cluster's workers reach the driver; empty: this machine's own",
+        section="Engine",
+        pattern=r"^[A-Za-z0-9._-]*$",
+    )
+    spark_driver_memory: str = _setting(
+        "SPARK_DRIVER_MEMORY",
+        "1g",
+        "Heap of Spark's driver; with local[*] all of Spark's",
+        section="Engine",
+        pattern=r"^[1-9]\d*[mg]$",
+    )
+    spark_executor_memory: str = _setting(
+        "SPARK_EXECUTOR_MEMORY",
+        "1g",
+        "Heap of each executor on a cluster",
+        section="Engine",
+        pattern=r"^[1-9]\d*[mg]$",
+    )
+    spark_batch_seconds: float = _setting(
+        "SPARK_BATCH_SECONDS",
+        2.0,
+        "Spark begins a micro-batch no sooner than this after the one before",
+        section="Engine",
+        gt=0,
+        le=300,
+    )
+    spark_batch_rows: int = _setting(
+        "SPARK_BATCH_ROWS",
+        1_000_000,
+        "Readings that one micro-batch of Spark takes at most",
+        section="Engine",
+        ge=1,
+        le=100_000_000,
+    )
+
     # -- schedules ---------------------------------------------------------------------------------------
     timezone: str = _setting("SMOKE_TIMEZONE", "UTC", "Zone of the schedules' clock times", section="Schedules")
     build_minutes: float = _setting(

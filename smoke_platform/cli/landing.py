@@ -139,35 +139,44 @@ def resume() -> None:
 @land.command()
 @click.option("--once", is_flag=True, help="Land what is there now, then end.")
 @click.option("--records", is_flag=True, help="Beside the readings: alarms, commands, predictions, devices.")
+@click.option("--windows", is_flag=True, help="Beside the readings: the windows' statistics.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def run(once: bool, records: bool, as_json: bool) -> None:
+def run(once: bool, records: bool, windows: bool, as_json: bool) -> None:
     """Land in this terminal, without Dagster. Ctrl-C ends it after the current batch.
 
     \b
     Example:
       smoke land run --once
-      smoke land run --records
+      smoke land run --records --windows
     """
-    from smoke_platform.streaming.landing import Landing
+    from smoke_platform.streaming.landing import Companion, Landing
     from smoke_platform.streaming.records_landing import RecordsLanding
+    from smoke_platform.streaming.windows import WindowEngine
 
     settings = load_settings()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    companion = RecordsLanding(settings) if records else None
-    report = Landing(settings, f"by-hand-{os.getpid()}", once=once, stop=stop, companion=companion).run()
-    beside = companion.drain() if companion else {}
+    topics = RecordsLanding(settings) if records else None
+    engine = WindowEngine(settings) if windows else None
+    companions: list[Companion] = [each for each in (topics, engine) if each is not None]
+    report = Landing(settings, f"by-hand-{os.getpid()}", once=once, stop=stop, companions=companions).run()
+    beside = topics.drain() if topics else {}
+    appended = engine.drain() if engine else None
     total = report.total()
     if as_json:
         summary = {**asdict(report), "total": asdict(total), "rows_per_s": total.rows / max(report.seconds, 1e-9)}
-        if companion:
+        if topics:
             summary["records"] = {name: asdict(tally) for name, tally in beside.items()}
-        click.echo(json.dumps(summary, indent=2))
+        if appended:
+            summary["windows"] = asdict(appended)
+        click.echo(json.dumps(summary, indent=2, default=str))
         return
     _show(settings, report, total)
     for name, tally in beside.items():
         click.echo(f"lake/{name}: {tally.rows:,} rows of {tally.messages:,} messages, {tally.unreadable:,} unreadable")
+    if appended:
+        click.echo(f"lake/window_statistics: {appended.windows:,} windows in {appended.commits:,} commits")
 
 
 def _show(settings: Settings, report: Any, total: Any) -> None:

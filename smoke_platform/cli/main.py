@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "alarms": ("alarms", "alarms", "See the alarms, acknowledge and silence them, follow them live."),
     "mqtt-bridge": ("mqtt", "mqtt_bridge", "Take readings from an MQTT broker into Kafka."),
     "land": ("landing", "land", "Show, pause, resume or run the landing of readings in the lake."),
+    "windows": ("windows", "windows", "See the windows' statistics, follow them, compute past days anew."),
+    "spark": ("spark", "spark", "Land and compute windows on Spark, score the past; a cluster by hand."),
     "devices": ("devices", "devices", "List, show, set and import what is known of the devices."),
     "dlq": ("dlq", "dlq", "List, show and replay the messages that were no readings."),
     "models": ("models", "models", "List, show, train, promote and roll back models."),

@@ -24,10 +24,11 @@ import uuid
 import weakref
 from pathlib import Path
 
+from smoke_platform.adapters.jars import Progress, silent
+from smoke_platform.adapters.java import Java, find_java
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.local import ports
-from smoke_platform.local.jars import KAFKA_VERSION, Progress, ensure_jars, silent
-from smoke_platform.local.java import Java, find_java
+from smoke_platform.local.jars import BROKER, KAFKA_VERSION
 
 NODE_ID = 1
 #: After kill -9 the broker waits until its own old session has run out; Kafka's defaults are 9 s and 2 s.
@@ -107,7 +108,7 @@ class EmbeddedBroker:
         refuse_odd_path(self.home, "SMOKE_HOME")
         refuse_odd_path(self.cache_dir, "SMOKE_CACHE_DIR")
         java = find_java()
-        self._class_path = ensure_jars(self.cache_dir, say, java)
+        self._class_path = BROKER.ensure(self.cache_dir, say, java)
         archive = class_archive(self.cache_dir, self._class_path, java, say)
         self._jvm_options = () if archive is None else (f"-XX:SharedArchiveFile={archive}",)
         self._lay_out(say)

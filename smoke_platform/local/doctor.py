@@ -21,10 +21,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from smoke_platform.adapters.java import find_java
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.local import ports
-from smoke_platform.local.jars import KAFKA_VERSION, check_jars, jars_dir, read_lock
-from smoke_platform.local.java import find_java
+from smoke_platform.local.jars import BROKER, KAFKA_VERSION
 from smoke_platform.local.programs import embeds_kafka, instance_template, required_ports
 from smoke_platform.local.supervisor import Platform
 from smoke_platform.settings import Settings
@@ -118,12 +118,12 @@ def _java(settings: Settings) -> list[Check]:
 def _jars(settings: Settings) -> list[Check]:
     if not embeds_kafka(settings):
         return []
-    folder = jars_dir(settings.cache_dir)
+    folder = BROKER.folder(settings.cache_dir)
     if not folder.is_dir():
         return [Check("Kafka's jars", "ok", f"Kafka {KAFKA_VERSION} is not in the cache yet; smoke up fetches 43 MB")]
     try:
-        expected = read_lock()
-        check_jars(folder, expected)
+        expected = BROKER.expected()
+        BROKER.check(folder, expected)
     except SmokeError as fault:
         return [Check("Kafka's jars", "fail", fault.message, fault.remedy)]
     return [Check("Kafka's jars", "ok", f"{len(expected)} jars of Kafka {KAFKA_VERSION}, each as the list has it")]

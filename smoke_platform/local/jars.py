@@ -1,222 +1,31 @@
-"""Kafka's jars: resolved by Apache Ivy, held against a committed list, kept in a cache that all platforms share.
+"""The jars of the embedded broker: which version of Kafka, and the committed list ``kafka_jars.lock``.
 
-Belongs here: the version, the resolution, the list ``kafka_jars.lock`` and its check. Does not: running a broker
-(broker.py). No repository's address stands here: Ivy's default resolver has one.
+Belongs here: the version. Does not: how jars are resolved and checked (``adapters.jars``), running a
+broker (broker.py).
 
 ``python -m smoke_platform.local.jars`` resolves anew and rewrites the list, for a change of the version.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from smoke_platform.domain.errors import SmokeError
-from smoke_platform.local.java import Java, find_java, network_options
+from smoke_platform.adapters.jars import JarSet
 
 KAFKA_VERSION = "4.4.0"
-#: (organisation, module, version); the second lets the broker's log calls reach log4j, as in Kafka's own archive.
-MODULES = (
-    ("org.apache.kafka", "kafka_2.13", KAFKA_VERSION),
-    ("org.apache.logging.log4j", "log4j-slf4j-impl", "2.25.5"),
+BROKER = JarSet(
+    title=f"Kafka {KAFKA_VERSION}",
+    folder_name=f"kafka-{KAFKA_VERSION}",
+    purpose="the broker's",
+    modules=(
+        ("org.apache.kafka", "kafka_2.13", KAFKA_VERSION),
+        # Lets the broker's log calls reach log4j, as in Kafka's own archive.
+        ("org.apache.logging.log4j", "log4j-slf4j-impl", "2.25.5"),
+    ),
+    lock_file=Path(__file__).with_name("kafka_jars.lock"),
+    writer="python -m smoke_platform.local.jars",
 )
-LOCK_FILE = Path(__file__).with_name("kafka_jars.lock")
-ATTEMPTS = 4
-
-#: Receives a short line that says what is being done.
-Progress = Callable[[str], None]
-
-
-def silent(_line: str) -> None:
-    """The progress of somebody who doesn't look."""
-
-
-def read_lock(lock_file: Path | None = None) -> dict[str, str]:
-    """Name of each jar -> its SHA-256 as hex digits, from the committed list or another.
-
-    Raises:
-        SmokeError: for a line that is neither a comment nor ``name sha256``.
-    """
-    jars: dict[str, str] = {}
-    lock_file = lock_file or LOCK_FILE
-    for number, line in enumerate(lock_file.read_text(encoding="utf-8").splitlines(), start=1):
-        fields = line.split()
-        if not fields or line.startswith("#"):
-            continue
-        if len(fields) != 2 or len(fields[1]) != 64 or "/" in fields[0]:
-            raise SmokeError(f"{lock_file}, line {number}: expected a jar's name and its SHA-256, found {line!r}")
-        jars[fields[0]] = fields[1]
-    return jars
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def jars_dir(cache_dir: Path) -> Path:
-    return cache_dir / f"kafka-{KAFKA_VERSION}"
-
-
-def check_jars(folder: Path, expected: dict[str, str]) -> None:
-    """Holds the jars in ``folder`` against the list.
-
-    Raises:
-        SmokeError: where one is missing, or its content is another than the committed list says.
-    """
-    for name, digest in expected.items():
-        jar = folder / name
-        if not jar.is_file():
-            raise SmokeError(f"{jar} is missing", f"remove {folder}; it is fetched anew")
-        found = sha256_of(jar)
-        if found != digest:
-            raise SmokeError(
-                f"{jar} is refused: its SHA-256 is {found}, the committed list {LOCK_FILE.name} says {digest}",
-                f"remove {folder} to fetch it anew; if that repeats, something between here and the repository "
-                "changes files",
-            )
-
-
-def ensure_jars(cache_dir: Path, progress: Progress = silent, java: Java | None = None) -> list[Path]:
-    """The broker's class path, every entry checked; fetched first where it is not in the cache.
-
-    Any number of processes may call it at once: one fetches, the others wait for it. A folder appears in the cache
-    complete or not at all.
-
-    Raises:
-        SmokeError: where a jar is not the one of the list, or the download fails repeatedly.
-    """
-    expected = read_lock()
-    folder = jars_dir(cache_dir)
-    if not _complete(folder, expected):
-        with _exclusive(cache_dir / f"kafka-{KAFKA_VERSION}.lock"):
-            if not _complete(folder, expected):
-                _fetch(cache_dir, folder, expected, progress, java or find_java())
-    check_jars(folder, expected)
-    return [folder / name for name in expected]
-
-
-def _complete(folder: Path, expected: dict[str, str]) -> bool:
-    return all((folder / name).is_file() for name in expected)
-
-
-@contextmanager
-def _exclusive(lock_file: Path) -> Iterator[None]:
-    lock_file.parent.mkdir(parents=True, exist_ok=True)
-    with lock_file.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _fetch(cache_dir: Path, folder: Path, expected: dict[str, str], progress: Progress, java: Java) -> None:
-    staging = Path(tempfile.mkdtemp(prefix=f"kafka-{KAFKA_VERSION}-", dir=cache_dir))
-    try:
-        resolve(staging, cache_dir, progress, java, total=len(expected))
-        check_jars(staging, expected)
-        if folder.exists():
-            folder.rename(staging / "incomplete")
-        staging.rename(folder)
-        shutil.rmtree(folder / "incomplete", ignore_errors=True)
-        # What is in Ivy's cache is now here too.
-        shutil.rmtree(_ivy_cache(cache_dir), ignore_errors=True)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _ivy_cache(cache_dir: Path) -> Path:
-    return cache_dir / f"ivy-{KAFKA_VERSION}"
-
-
-def _ivy_jar() -> Path:
-    import importlib.util
-
-    spec = importlib.util.find_spec("pyspark")
-    found = sorted(Path(str(spec.origin)).parent.glob("jars/ivy-*.jar")) if spec else []
-    if not found:
-        raise SmokeError("Apache Ivy, which comes with pyspark, was not found", "install pyspark as setup.py pins it")
-    return found[-1]
-
-
-def resolve(target: Path, cache_dir: Path, progress: Progress, java: Java, total: int | None = None) -> None:
-    """Lets Ivy resolve the modules with all they need and puts the jars into ``target``.
-
-    Ivy checks what it downloads against the checksums that the repository publishes. What one attempt has fetched
-    stays in Ivy's cache for the next.
-
-    Raises:
-        SmokeError: after the last attempt, with the end of Ivy's report.
-    """
-    ivy_cache = _ivy_cache(cache_dir)
-    ivy_cache.mkdir(parents=True, exist_ok=True)
-    description = ivy_cache / "ivy.xml"
-    dependencies = "".join(
-        f'<dependency org="{organisation}" name="{module}" rev="{version}" conf="default->default"/>'
-        for organisation, module, version in MODULES
-    )
-    description.write_text(
-        '<ivy-module version="2.0"><info organisation="smoke-platform" module="broker"/>'
-        f'<configurations><conf name="default"/></configurations><dependencies>{dependencies}</dependencies>'
-        "</ivy-module>",
-        encoding="utf-8",
-    )
-    command = [
-        str(java.command), "-Xmx256m", *network_options(java, cache_dir), "-jar", str(_ivy_jar()),
-        "-cache", str(ivy_cache), "-ivy", str(description), "-confs", "default",
-        "-retrieve", f"{target}/[artifact]-[revision](-[classifier]).[ext]",
-    ]  # fmt: skip
-    report: list[str] = []
-    for attempt in range(1, ATTEMPTS + 1):
-        report = []
-        fetched = 0
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ivy:
-            assert ivy.stdout is not None  # noqa: S101 - stdout=PIPE makes it so; this tells the type checker
-            for line in ivy.stdout:
-                report.append(line.rstrip())
-                if "[SUCCESSFUL ]" in line and ".jar" in line:
-                    fetched += 1
-                    progress(f"Kafka {KAFKA_VERSION}: {fetched} of {total or '?'} jars downloaded")
-                elif line.startswith("downloading") and ".pom" in line:
-                    progress(f"Kafka {KAFKA_VERSION}: resolving {line.split()[1].rsplit('/', 1)[-1]}")
-        if ivy.returncode == 0 and any(target.iterdir()):
-            return
-        progress(f"Kafka {KAFKA_VERSION}: attempt {attempt} of {ATTEMPTS} to download the jars failed")
-        if attempt < ATTEMPTS:
-            time.sleep(2**attempt)
-    faults = [line.strip() for line in report if "ERROR" in line or "WARN" in line or "FAILED" in line][-6:]
-    raise SmokeError(
-        "the broker's jars could not be downloaded: " + ("; ".join(faults) or " ".join(report[-3:])),
-        f"check the network and the proxy settings, then try again; or copy {jars_dir(cache_dir)} from a machine "
-        "that has it",
-    )
-
-
-def write_lock(lock_file: Path = LOCK_FILE) -> int:
-    """Resolves from nothing and writes the list of names and SHA-256; gives the number of jars.
-
-    Read the change before it is committed: from then on it is what every platform trusts.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        target = Path(scratch) / "jars"
-        target.mkdir()
-        resolve(target, Path(scratch), silent, find_java())
-        jars = sorted(target.glob("*.jar"))
-        lines = [
-            f"# Jars of Apache Kafka {KAFKA_VERSION} and their SHA-256; python -m smoke_platform.local.jars writes it.",
-            *(f"{jar.name} {sha256_of(jar)}" for jar in jars),
-        ]
-    replacement = lock_file.with_suffix(".new")
-    replacement.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    replacement.replace(lock_file)
-    return len(jars)
-
 
 if __name__ == "__main__":
-    sys.exit(0 if write_lock() else 1)
+    sys.exit(0 if BROKER.write_lock() else 1)

@@ -28,11 +28,11 @@ from typing import Any, Protocol
 import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
+from smoke_platform.adapters.java import find_java
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.local import ports
 from smoke_platform.local.broker import EmbeddedBroker, refuse_odd_path
 from smoke_platform.local.health import LOAD_FAILURE, Prober, require_brokers
-from smoke_platform.local.java import find_java
 from smoke_platform.local.programs import (
     MARKER,
     Program,

@@ -18,17 +18,21 @@ from typing import Any
 import dagster as dg
 
 from smoke_platform.adapters.kafka_bulk import KafkaUnreachable
+from smoke_platform.adapters.lake import Lake
 from smoke_platform.adapters.lease import Beat, LeaseHeld, LeaseState, kill_holder, probe
+from smoke_platform.adapters.windows import WindowTable, conspicuous
+from smoke_platform.domain.alarms import Severity
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.lake_records import RECORD_TABLES
 from smoke_platform.orchestration import names, partitions
+from smoke_platform.orchestration.spark import SparkRun
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.landing import (
     Audit,
+    Companion,
     Fenced,
     Landing,
     LandingReport,
-    PartitionTally,
     Progress,
     Standing,
     StandingProbe,
@@ -36,7 +40,15 @@ from smoke_platform.streaming.landing import (
     lease_path,
     paused,
 )
+from smoke_platform.streaming.preparing import PartitionTally
 from smoke_platform.streaming.records_landing import RecordsLanding, RecordsProbe, RecordTally
+from smoke_platform.streaming.windows import (
+    WindowAudit,
+    WindowEngine,
+    WindowsProbe,
+    WindowTally,
+    audit_windows,
+)
 
 #: A holder that has not been heard of for this long is stuck; more than the slowest commit.
 STALE_S = 15.0
@@ -56,6 +68,12 @@ LONGEST_WAIT_S = 300.0
 MATERIALISE_EVERY_S = 30.0
 
 CHECK_IDENTITIES = "each_message_once"
+CHECK_WINDOWS = "each_window_once"
+CHECK_LEVELS = "window_means_below_high"
+#: A window that was written this long ago at most is one of now.
+LEVELS_WITHIN = timedelta(minutes=10)
+#: Devices that a check names; the number of all stands beside them.
+MOST_NAMED = 50
 
 
 # -- the decision ----------------------------------------------------------------------------------------
@@ -195,6 +213,7 @@ class Supervisor:
         self._lease = lease_path(settings)
         self._probe: StandingProbe | None = None
         self._records: RecordsProbe | None = None
+        self._windows: WindowsProbe | None = None
         self._records_seen: tuple[float, int, str] | None = None
         self._one_at_a_time = threading.Lock()
 
@@ -242,15 +261,20 @@ class Supervisor:
         return Surroundings(waiting, fault, fruitless=fruitless, last_failure_s=ago)
 
     def _of_records(self) -> tuple[int, str]:
-        """Messages of the other topics that wait to be landed, and what keeps them from it."""
+        """What else waits to be done, messages of the other topics above all, and what keeps them from it."""
         now = time.monotonic()
         if self._records_seen is None or now - self._records_seen[0] >= RECORDS_EVERY_S:
             self._records = self._records or RecordsProbe(self._settings)
             found = self._records.standings()
             faults = [f"lake/{name}: {standing.fault}" for name, standing in found.items() if standing.fault]
-            waiting = sum(sum(standing.lag.values()) for standing in found.values())
+            waiting = sum(sum(standing.lag.values()) for standing in found.values()) + self._of_windows()
             self._records_seen = (now, waiting, "; ".join(faults))
         return self._records_seen[1:]
+
+    def _of_windows(self) -> int:
+        """What waits for the windows: readings that have landed, or the end of windows whose devices are silent."""
+        self._windows = self._windows or WindowsProbe(self._settings)
+        return self._windows.standing().waiting(datetime.now(UTC))
 
     def _fruitless(self, instance: dg.DagsterInstance, lease: LeaseState) -> tuple[int, float]:
         since = lease.beat.progressed if lease.beat else 0.0
@@ -296,9 +320,12 @@ class _Bulletin:
         settings: Settings,
         standing: Callable[[], Standing],
         records: Callable[[], dict[str, RecordTally]],
+        windows: Callable[[], WindowTally] | None,
     ) -> None:
         self._context = context
         self._records = records
+        self._windows = windows
+        self._levels = _Levels(settings)
         self._known = set(partitions.kafka(settings).get_partition_keys())
         self._standing = standing
         self._tallies: dict[int, PartitionTally] = {}
@@ -317,6 +344,7 @@ class _Bulletin:
         self._due = time.monotonic() + MATERIALISE_EVERY_S
         for name, landed in self._records().items():
             self._context.log_event(dg.AssetMaterialization(names.RECORDS[name], metadata=_record_metadata(landed)))
+        self._publish_windows()
         if not self._tallies:
             return
         lag: dict[int, int] = {}
@@ -336,6 +364,83 @@ class _Bulletin:
                 )
             )
         self._tallies.clear()
+
+    def _publish_windows(self) -> None:
+        if self._windows is None:
+            return
+        appended = self._windows()
+        if appended.fault:
+            self._context.log.error("windows are not appended: %s", appended.fault)
+        if not appended.windows:
+            return
+        self._context.log_event(dg.AssetMaterialization(names.WINDOWS, metadata=_window_metadata(appended)))
+        if self._levels.have_changed():
+            # In between, too: an hour is long for somebody who looks whether anything is out of order.
+            found = self._levels.result()
+            self._context.log_event(
+                dg.AssetCheckEvaluation(
+                    asset_key=names.WINDOWS,
+                    check_name=CHECK_LEVELS,
+                    passed=found.passed,
+                    severity=found.severity,
+                    metadata=found.metadata,
+                    description=found.description,
+                )
+            )
+
+
+class _Levels:
+    """The devices whose newest window has a mean at level HIGH or CRITICAL; alarms are the detector's alone."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._table = WindowTable(Lake(settings.lake))
+        self._told: set[tuple[str, int]] | None = None
+        self._found: list[dict[str, Any]] = []
+
+    def have_changed(self) -> bool:
+        """Looks at the table; says whether it is other devices, or other levels, than were told last."""
+        found = conspicuous(self._table.written_after(datetime.now(UTC) - LEVELS_WITHIN))
+        self._found = found.to_dicts()
+        standing = {(row["device_id"], row["level"]) for row in self._found}
+        changed = standing != (self._told or set())
+        self._told = standing
+        return changed
+
+    def result(self) -> dg.AssetCheckResult:
+        """What was found by the last look."""
+        named = self._found[:MOST_NAMED]
+        lines = [
+            f"| {row['device_id']} | {Severity(row['level']).name} | {row['level_sensor']} "
+            f"| {row['window_end']:%Y-%m-%d %H:%M} |"
+            for row in named
+        ]
+        table = "\n".join(["| device | level | sensor | until |", "| --- | --- | --- | --- |", *lines])
+        return dg.AssetCheckResult(
+            asset_key=names.WINDOWS,
+            check_name=CHECK_LEVELS,
+            passed=not self._found,
+            severity=dg.AssetCheckSeverity.WARN,
+            metadata={
+                "devices": len(self._found),
+                "named": dg.MetadataValue.json([row["device_id"] for row in named]),
+                "windows": dg.MetadataValue.md(table if named else "none"),
+            },
+            description="Means of the newest windows against the levels of the rules; alarms are the detector's.",
+        )
+
+
+def _window_metadata(appended: WindowTally) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "rows": appended.windows,
+        "corrections": appended.corrections,
+        "commits": appended.commits,
+        "behind": appended.behind,
+        "positions": dg.MetadataValue.json({str(number): place for number, place in appended.positions.items()}),
+        "table_version": appended.version,
+    }
+    if appended.newest_end is not None:
+        facts["newest_end"] = appended.newest_end.isoformat()
+    return facts
 
 
 def _metadata(tally: PartitionTally, lag: int | None, version: int) -> dict[str, Any]:
@@ -375,6 +480,16 @@ def check_result(found: Audit) -> dg.AssetCheckResult:
     )
 
 
+def window_check_result(found: WindowAudit) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        asset_key=names.WINDOWS,
+        check_name=CHECK_WINDOWS,
+        passed=found.doubles == 0 and found.ahead == 0,
+        metadata={"rows_looked_at": found.rows, "doubles": found.doubles, "ahead_of_readings": found.ahead},
+        description="Among the rows that this run appended last.",
+    )
+
+
 # -- definitions -----------------------------------------------------------------------------------------
 
 
@@ -406,7 +521,7 @@ def definitions(settings: Settings) -> dg.Definitions:
     ]
     job = dg.define_asset_job(
         names.JOB_LANDING,
-        selection=dg.AssetSelection.assets(names.READINGS, *names.RECORDS.values()),
+        selection=dg.AssetSelection.assets(names.READINGS, *names.RECORDS.values(), names.WINDOWS),
         # With another executor the step is a process of its own and lands rows after its run is FAILED.
         executor_def=dg.in_process_executor,
         description="Lands readings in micro-batches until the topic is idle; started by the landing sensor.",
@@ -446,19 +561,44 @@ def _readings(settings: Settings) -> dg.AssetsDefinition:
                 )
                 for table in RECORD_TABLES
             ),
+            dg.AssetSpec(
+                names.WINDOWS,
+                deps=[names.READINGS],
+                description="Delta table of the statistics of five minutes, a window each minute and device.",
+                group_name=names.GROUP_LANDING,
+                kinds={"deltalake", "polars"},
+                skippable=True,
+            ),
         ],
         check_specs=[
             dg.AssetCheckSpec(
                 CHECK_IDENTITIES,
                 asset=names.READINGS,
                 description="No (topic_id, partition, offset) is in the table twice or beyond its position.",
-            )
+            ),
+            dg.AssetCheckSpec(
+                CHECK_WINDOWS,
+                asset=names.WINDOWS,
+                description="No (device_id, window_start, revision) is there twice, no position beyond landing's.",
+            ),
+            dg.AssetCheckSpec(
+                CHECK_LEVELS,
+                asset=names.WINDOWS,
+                description="No device's newest window has a mean at level HIGH or CRITICAL. It names them, no more.",
+            ),
         ],
     )
     def land_readings(context: dg.AssetExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        records = RecordsLanding(settings)
-        bulletin = _Bulletin(context, settings, StandingProbe(settings).standing, records.drain)
-        report = _land(context, settings, bulletin, records)
+        began = datetime.now(UTC)
+        standing = StandingProbe(settings).standing
+        if settings.engine == "spark":
+            remote = SparkRun(context, settings)
+            bulletin = _Bulletin(context, settings, standing, remote.drain_records, remote.drain_windows)
+            report = _land(context, bulletin, remote.run)
+        else:
+            records, windows = RecordsLanding(settings), WindowEngine(settings)
+            bulletin = _Bulletin(context, settings, standing, records.drain, windows.drain)
+            report = _land(context, bulletin, _here(context, settings, [records, windows]))
         bulletin.publish()
         if report is not None:
             total = report.total()
@@ -466,13 +606,28 @@ def _readings(settings: Settings) -> dg.AssetsDefinition:
                 "%s: %s rows, %s rejects, %s commits", report.ended, total.rows, total.rejects, report.commits
             )
         yield check_result(audit(settings, report))
+        yield window_check_result(audit_windows(settings, report, began))
+        levels = _Levels(settings)
+        levels.have_changed()
+        yield levels.result()
 
     return land_readings
 
 
-def _land(
-    context: dg.AssetExecutionContext, settings: Settings, bulletin: _Bulletin, records: RecordsLanding
-) -> LandingReport | None:
+#: Lands until there is a reason to end; told of each commit, and asks now and then whether it is still wanted.
+_Engine = Callable[[Callable[[Progress], None], Callable[[], bool]], LandingReport]
+
+
+def _here(context: dg.AssetExecutionContext, settings: Settings, companions: Sequence[Companion]) -> _Engine:
+    """Engine ``local``, in this process."""
+
+    def run(on_commit: Callable[[Progress], None], wanted: Callable[[], bool]) -> LandingReport:
+        return Landing(settings, context.run.run_id, on_commit=on_commit, wanted=wanted, companions=companions).run()
+
+    return run
+
+
+def _land(context: dg.AssetExecutionContext, bulletin: _Bulletin, engine: _Engine) -> LandingReport | None:
     run_id = context.run.run_id
 
     def still_started() -> bool:
@@ -480,7 +635,7 @@ def _land(
         return run is not None and run.status == dg.DagsterRunStatus.STARTED
 
     try:
-        return Landing(settings, run_id, on_commit=bulletin.take, wanted=still_started, companion=records).run()
+        return engine(bulletin.take, still_started)
     except LeaseHeld as held:
         context.log.warning(str(held))
         return None

@@ -18,6 +18,8 @@ READINGS = dg.AssetKey(["lake", "readings"])
 #: Tables that are landed beside the readings, each from the topic of the same name.
 RECORDS = {name: dg.AssetKey(["lake", name]) for name in ("alarms", "alarm_commands", "predictions", "devices")}
 TOPICS_OF_RECORDS = {name: dg.AssetKey(["kafka", f"smoke_{name}"]) for name in RECORDS}
+#: What engine ``local`` appends beside the readings.
+WINDOWS = dg.AssetKey(["lake", "window_statistics"])
 FEATURES = dg.AssetKey(["lake", "features"])
 SIMULATED_READINGS = dg.AssetKey(["lake", "simulated_readings"])
 TRAINING_EXAMPLES = dg.AssetKey(["warehouse", "training_examples"])

@@ -67,6 +67,7 @@ from smoke_platform.serving.requests import (
     rejected,
 )
 from smoke_platform.serving.telemetry import METRICS_TYPE, Outermost, Telemetry, too_large
+from smoke_platform.serving.windows import MOST_WINDOWS, DeviceWindows, WindowDesk, WindowMetrics
 from smoke_platform.settings import Settings
 
 POLL_SECONDS = 1.0
@@ -118,6 +119,7 @@ def create_app(settings: Settings) -> FastAPI:
     telemetry = Telemetry(predictor)
     desk = AlarmDesk(settings)
     telemetry.registry.register(AlarmMetrics(desk.log))
+    telemetry.registry.register(WindowMetrics(Lake(settings.lake)))
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
@@ -147,6 +149,7 @@ def create_app(settings: Settings) -> FastAPI:
     _add_predictions(app, predictor)
     _add_model(app, settings, predictor)
     _add_readings(app, live)
+    _add_windows(app, WindowDesk(Lake(settings.lake)))
     _add_alarms(app, settings, desk)
     _add_operations(app, settings, predictor, live, telemetry, desk)
     _add_reports(app, settings)
@@ -463,6 +466,41 @@ def _add_readings(app: FastAPI, live: LiveReadings) -> None:
     )
     async def devices() -> Response:
         return _json(await live.view())
+
+
+# -- windows ---------------------------------------------------------------------------------------------------
+
+_SINCE = "windows that start at this moment or later; ISO 8601, in UTC where no offset is given"
+_Since = Annotated[datetime | None, Query(description=_SINCE)]
+_Until = Annotated[datetime | None, Query(description="windows that start before this moment")]
+_WithOpen = Annotated[bool, Query(description="with the window that is not over yet", alias="open")]
+
+
+def _add_windows(app: FastAPI, desk: WindowDesk) -> None:
+    @app.get(
+        "/devices/{device_id:path}/windows",
+        tags=["readings"],
+        summary="Statistics of a device's readings over five minutes, a window each minute, the newest first",
+        description=(
+            "Each window at its latest revision: a reading that comes late, but within the allowed time, gives it a "
+            "higher one. The window that is not over is computed for the answer and marked `open`; a device has one "
+            "while its readings land."
+        ),
+        responses=_answers(
+            "The windows",
+            _inlined(DeviceWindows),
+            _404="No window of such a device is known",
+            _422="A parameter is wrong",
+        ),
+    )
+    async def device_windows(
+        device_id: str,
+        limit: Annotated[int, Query(ge=1, le=MOST_WINDOWS)] = 60,
+        since: _Since = None,
+        until: _Until = None,
+        with_open: _WithOpen = True,
+    ) -> Response:
+        return _json(await desk.of_device(device_id, since, until, limit, with_open=with_open))
 
 
 def _verdict(message: Any) -> dict[str, Any]:

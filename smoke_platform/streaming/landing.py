@@ -21,7 +21,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,25 +48,20 @@ from smoke_platform.adapters.kafka_bulk import (
 from smoke_platform.adapters.lake import (
     PARTITION_COLUMN,
     READINGS,
-    READINGS_COLUMNS,
     READINGS_SCHEMA,
     Lake,
     writer_properties,
 )
+from smoke_platform.adapters.lake_files import WrittenFile
 from smoke_platform.adapters.lease import Lease
-from smoke_platform.domain.decoding import decode_batch
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.landing import (
     CLOCK_SCHEMA,
     BatchPlan,
     CompactionPlan,
     DeviceClocks,
-    letter_headers,
-    repeated,
-    replayed,
 )
 from smoke_platform.domain.offsets import (
-    MessageId,
     OffsetRange,
     StartPoints,
     advanced,
@@ -77,6 +72,7 @@ from smoke_platform.domain.offsets import (
     start_points,
 )
 from smoke_platform.settings import Settings
+from smoke_platform.streaming.preparing import PartitionTally, Preparer, stored_replays
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +111,10 @@ class Fenced(SmokeError):
 
 class LostReadings(SmokeError):
     """Readings were deleted from the log before they were landed."""
+
+
+class Outdated(Exception):
+    """Another writer has moved a mark: what is to be committed has to be worked out anew."""
 
 
 class _BatchMissing(Exception):
@@ -338,6 +338,15 @@ class LandedTable:
     def version(self) -> int:
         return int(self._table.version())
 
+    @property
+    def snapshot(self) -> DeltaTable:
+        """The table as it is when the next commit is made; to be read only, and not kept."""
+        return self._table
+
+    def refresh(self) -> None:
+        """Sees what others have changed in the table; whoever moved a position is told of it at the next commit."""
+        self._table = self._lake.open(self.shape.name)
+
     def mark(self, name: str) -> int:
         """The number that was last committed under this name of the caller's, 0 where there is none."""
         return self._table.transaction_version(name) or 0
@@ -363,8 +372,47 @@ class LandedTable:
 
         Raises:
             Fenced: when another writer has moved a position; nothing was written.
+            Outdated: when another writer has moved one of these marks; nothing was written.
         """
+
+        def write(table: DeltaTable, properties: CommitProperties) -> None:
+            write_deltalake(
+                table, rows, mode="append", writer_properties=self.shape.properties, commit_properties=properties
+            )
+
+        return self._commit(write, positions, metadata, marks)
+
+    def commit_files(
+        self,
+        files: Sequence[WrittenFile],
+        positions: Mapping[int, int],
+        metadata: Mapping[str, Any] | None = None,
+        marks: Mapping[str, int] | None = None,
+    ) -> int:
+        """The same for files that somebody has written below the table's folder already: ``adapters.lake_files``."""
+
+        def write(table: DeltaTable, properties: CommitProperties) -> None:
+            table.create_write_transaction(
+                [file.action() for file in files],
+                "append",
+                table.schema(),
+                [self.shape.day],
+                commit_properties=properties,
+            )
+            # It leaves the object as it was, unlike the other way of writing.
+            table.update_incremental()
+
+        return self._commit(write, positions, metadata, marks)
+
+    def _commit(
+        self,
+        write: Callable[[DeltaTable, CommitProperties], None],
+        positions: Mapping[int, int],
+        metadata: Mapping[str, Any] | None,
+        marks: Mapping[str, int] | None,
+    ) -> int:
         moved = {number: place for number, place in positions.items() if place > (self.positions.get(number) or -1)}
+        known = {name: self.mark(name) for name in marks or {}}
         properties = CommitProperties(
             app_transactions=[
                 Transaction(
@@ -380,17 +428,13 @@ class LandedTable:
             # ids makes the write fail, an earlier one shows here.
             self._require_own_positions()
             try:
-                write_deltalake(
-                    self._table,
-                    rows,
-                    mode="append",
-                    writer_properties=self.shape.properties,
-                    commit_properties=properties,
-                )
+                write(self._table, properties)
             except CommitFailedError as refusal:
                 log.warning("commit refused: %s", refusal)
                 self._table = self._lake.open(self.shape.name)
                 self._require_own_positions()
+                if any(self.mark(name) != number for name, number in known.items()):
+                    raise Outdated from None
                 continue
             self.positions.update(moved)
             # The table has refreshed itself: whatever another writer did meanwhile is in this snapshot.
@@ -507,9 +551,10 @@ def load_clocks(settings: Settings, facts: TopicFacts, positions: Mapping[int, i
     return pl.concat([known, newer]).group_by("partition", "device_id").agg(pl.col("clock").max())
 
 
-def _save_clocks(
+def save_clocks(
     settings: Settings, facts: TopicFacts, positions: Mapping[int, int | None], clocks: pl.DataFrame
 ) -> None:
+    """Writes the cache that ``load_clocks`` reads."""
     path = _clocks_path(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     note = {"topic_id": facts.topic_id, "positions": {n: place for n, place in positions.items() if place is not None}}
@@ -519,29 +564,6 @@ def _save_clocks(
 
 
 # -- the run ---------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class PartitionTally:
-    """What was landed of one partition since the tally began. Offsets are -1 while there is none."""
-
-    rows: int = 0
-    rejects: int = 0
-    late: int = 0
-    repeats: int = 0
-    first_offset: int = -1
-    last_offset: int = -1
-    newest_append_ms: int = -1
-
-    def add(self, other: PartitionTally) -> None:
-        self.rows += other.rows
-        self.rejects += other.rejects
-        self.late += other.late
-        self.repeats += other.repeats
-        if self.first_offset < 0:
-            self.first_offset = other.first_offset
-        self.last_offset = max(self.last_offset, other.last_offset)
-        self.newest_append_ms = max(self.newest_append_ms, other.newest_append_ms)
 
 
 @dataclass(slots=True)
@@ -585,11 +607,29 @@ class _Prepared:
     clocks: pl.DataFrame
 
 
+@dataclass(frozen=True, slots=True)
+class LandedBatch:
+    """What one commit has landed.
+
+    Attributes:
+        rows: columns ``READINGS_COLUMNS``; there may be none.
+        begins: partition -> position before it, of every partition.
+        positions: partition -> position after it, of those that it moved.
+    """
+
+    rows: pa.Table
+    begins: Mapping[int, int]
+    positions: Mapping[int, int]
+
+
 class Companion(Protocol):
     """What works beside the landing of readings, on threads of its own, for as long as the run holds the lease."""
 
-    def start(self) -> None:
-        """Begins; called once, when the lease is held."""
+    def start(self, facts: TopicFacts) -> None:
+        """Begins; called once, when the lease is held. ``facts``: the readings' topic, the same for the whole run."""
+
+    def landed(self, batch: LandedBatch) -> None:
+        """Told of each commit, in the thread that commits: it returns at once, and raises nothing."""
 
     def check(self) -> None:
         """Raises what has made it end."""
@@ -609,6 +649,41 @@ class Companion(Protocol):
         """Waits at most ``timeout_s`` for its end; says whether it has come."""
 
 
+class Companions:
+    """All that works beside a run, as one."""
+
+    def __init__(self, companions: Sequence[Companion]) -> None:
+        self._all = tuple(companions)
+
+    def start(self, facts: TopicFacts) -> None:
+        for each in self._all:
+            each.start(facts)
+
+    def landed(self, batch: LandedBatch) -> None:
+        for each in self._all:
+            each.landed(batch)
+
+    def check(self) -> None:
+        for each in self._all:
+            each.check()
+
+    @property
+    def quiet(self) -> bool:
+        return all(each.quiet for each in self._all)
+
+    @property
+    def stuck(self) -> bool:
+        return any(each.stuck for each in self._all)
+
+    def stop(self, *, finish: bool) -> None:
+        for each in self._all:
+            each.stop(finish=finish)
+
+    def ended(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        return all(each.ended(max(0.0, deadline - time.monotonic())) for each in self._all)
+
+
 class Landing:
     """One landing run.
 
@@ -619,8 +694,8 @@ class Landing:
         stop: set it from another thread or a signal handler to end after the current batch.
         on_commit: called after each commit, in the thread that called ``run``.
         wanted: asked every 10 s; when it says no, the run ends after the current batch.
-        companion: works beside it. Its fault is the run's fault, and the run ends for want of readings only when it is
-            quiet.
+        companions: work beside it. What one of them raises is the run's fault, and the run ends for want of readings
+            only when all are quiet.
     """
 
     def __init__(
@@ -632,10 +707,10 @@ class Landing:
         stop: threading.Event | None = None,
         on_commit: Callable[[Progress], None] | None = None,
         wanted: Callable[[], bool] | None = None,
-        companion: Companion | None = None,
+        companions: Sequence[Companion] = (),
     ) -> None:
         self._settings = settings
-        self._companion = companion
+        self._companions = Companions(companions)
         self._run_id = run_id
         self._once = once
         self._stop = stop or threading.Event()
@@ -645,7 +720,6 @@ class Landing:
         self._lake = Lake(settings.lake)
         self._watcher = TopicWatcher(settings.brokers, settings.topic_readings)
         self._step: tuple[str, float] | None = None
-        self._replayed: set[MessageId] | None = None
         self._clocks_saved = time.monotonic()
 
     def run(self) -> LandingReport:
@@ -664,7 +738,7 @@ class Landing:
             ThreadPoolExecutor(1, "landing-decode") as decoder,
             ThreadPoolExecutor(1, "landing-commit") as committer,
         ):
-            facts = self._facts()
+            facts = topic_facts(self._settings, self._watcher)
             self._table = LandedTable(self._lake, facts, stamps=stamps_folder(self._settings))
             self._facts_at_start = facts
             report = LandingReport(facts.cluster_id, facts.topic_id)
@@ -681,8 +755,7 @@ class Landing:
             report.positions = dict(points.positions)
             goal = {number: high for number, (_, high) in watermarks.items()} if self._once else None
             pending: deque[Future[Progress]] = deque()
-            if self._companion is not None:
-                self._companion.start()
+            self._companions.start(facts)
             try:
                 report.ended = self._loop(lease, (decoder, committer), pending, report, goal)
                 while pending:
@@ -761,13 +834,12 @@ class Landing:
     def _reason_to_end(
         self, now: float, started: float, last_message: float, growing: MessageBatch, pending: deque[Future[Progress]]
     ) -> str:
-        if self._companion is not None:
-            self._companion.check()
+        self._companions.check()
         if self._stop.is_set():
             return "stopped"
         if now - started >= self._settings.stream_max_seconds:
             return "time is up"
-        quiet = not len(growing) and not pending and (self._companion is None or self._companion.quiet)
+        quiet = not len(growing) and not pending and self._companions.quiet
         if quiet and not self._once and now - last_message >= self._settings.stream_idle_seconds:
             return "idle"
         return ""
@@ -790,15 +862,13 @@ class Landing:
                 self._on_commit(progress)
 
     def _dismiss(self, lease: Lease, *, finish: bool, checked: bool = True) -> None:
-        """Ends the companion; what made it end by itself is raised, unless the run ends by a fault already."""
-        if self._companion is None:
-            return
-        self._companion.stop(finish=finish)
-        while not self._companion.ended(BEAT_EVERY_S):
+        """Ends the companions; what made one end by itself is raised, unless the run ends by a fault already."""
+        self._companions.stop(finish=finish)
+        while not self._companions.ended(BEAT_EVERY_S):
             if not self._stuck():
                 lease.beat()
         if checked:
-            self._companion.check()
+            self._companions.check()
 
     def _await(self, future: Future[Any], lease: Lease) -> None:
         while not future.done():
@@ -823,89 +893,24 @@ class Landing:
             self._step = None
 
     def _stuck(self) -> bool:
-        if self._companion is not None and self._companion.stuck:
+        if self._companions.stuck:
             return True
         step = self._step
         return step is not None and time.monotonic() - step[1] > STEP_BUDGET_S[step[0]]
 
     # -- decoding ----------------------------------------------------------------------------------------
     def _prepare(self, batch: MessageBatch, begins: dict[int, int]) -> _Prepared:
-        settings, facts = self._settings, self._facts_at_start
-        decoded, rejects = decode_batch(batch.values, batch.append_times_ms)
-        places = pl.DataFrame(
-            [
-                pl.Series("partition", batch.partitions, dtype=pl.Int32),
-                pl.Series("offset", batch.offsets, dtype=pl.Int64),
-                pl.Series("append_ms", batch.append_times_ms, dtype=pl.Int64),
-            ]
-        )
-        rows = pl.concat(
-            [decoded, places if decoded.height == places.height else places[decoded["row"]]], how="horizontal"
-        )
-        rows = rows.with_columns(self._clocks.judge(rows))
-        replays = replayed(batch.headers)
-        again = self._repeats(rows, replays) if replays else set()
-        if again:
-            repeats = rows.filter(pl.col("row").is_in(list(again)))
-            rows = rows.filter(~pl.col("row").is_in(list(again)))
-        else:
-            repeats = rows.clear()
-        origin = (
-            pl.Series("replay_of", [str(replays[row]) if row in replays else None for row in rows["row"]], pl.String)
-            if replays
-            else pl.lit(None, dtype=pl.String).alias("replay_of")
-        )
-        stored = rows.with_columns(
-            origin,
-            pl.col("event_time").dt.date().alias(PARTITION_COLUMN),
-            pl.lit(settings.topic_readings).alias("topic"),
-            pl.lit(facts.topic_id).alias("topic_id"),
-            pl.when(pl.col("append_ms") >= 0)
-            .then(pl.from_epoch("append_ms", time_unit="ms"))
-            .cast(pl.Datetime("us"))
-            .dt.replace_time_zone("UTC")
-            .alias("append_time"),
-            pl.lit(datetime.now(UTC)).cast(pl.Datetime("us", "UTC")).alias("ingest_time"),
-        ).select(READINGS_COLUMNS)
-        letters = [self._letter(batch, row, reject, replays.get(row)) for row, reject in rejects]
-        tallies = _tallies(places, rows, repeats, [row for row, _ in rejects])
-        reasons: dict[str, int] = {}
-        for _, reject in rejects:
-            reasons[str(reject.reason)] = reasons.get(str(reject.reason), 0) + 1
+        found = self._preparer.prepare(batch, datetime.now(UTC))
         return _Prepared(
             begins=begins,
-            rows=stored.to_arrow(),
-            days=set(stored[PARTITION_COLUMN].unique()),
-            letters=letters,
+            rows=found.rows.to_arrow(),
+            days=set(found.rows[PARTITION_COLUMN].unique()),
+            letters=found.letters,
             positions=_after(batch),
-            tallies=tallies,
-            reasons=reasons,
-            clocks=self._clocks.frame,
+            tallies=found.tallies,
+            reasons=found.reasons,
+            clocks=self._preparer.clocks.frame,
         )
-
-    def _letter(self, batch: MessageBatch, row: int, reject: Any, origin: MessageId | None) -> Letter:
-        own = MessageId(self._facts_at_start.topic_id, batch.partitions[row], batch.offsets[row])
-        identity = origin or own
-        headers = letter_headers(
-            reject,
-            identity,
-            topic=self._settings.topic_readings,
-            append_time_ms=batch.append_times_ms[row],
-            key=batch.key_of(row),
-            replayed_as=own if origin else None,
-        )
-        return Letter(str(identity).encode(), batch.values[row], headers)
-
-    def _repeats(self, rows: pl.DataFrame, replays: dict[int, MessageId]) -> set[int]:
-        if self._replayed is None:
-            # Only a first replay costs this scan; files without any are skipped by their statistics.
-            stored = self._lake.scan(READINGS).select("replay_of").filter(pl.col("replay_of").is_not_null()).collect()
-            self._replayed = {found for text in stored.to_series() if (found := MessageId.parse(text)) is not None}
-        readings = set(rows["row"].to_list())
-        accepted = {row: identity for row, identity in replays.items() if row in readings}
-        again = repeated(accepted, self._replayed)
-        self._replayed.update(accepted.values())
-        return again
 
     # -- committing --------------------------------------------------------------------------------------
     def _commit(self, decoding: Future[_Prepared]) -> Progress:
@@ -918,6 +923,7 @@ class Landing:
             # Before the commit: a reject whose position is behind us must be in the dead letters.
             self._timed("letters", self._letters.send, prepared.letters)
         version = self._timed("commit", self._table.commit, prepared.rows, prepared.positions)
+        self._companions.landed(LandedBatch(prepared.rows, prepared.begins, prepared.positions))
         self._committed = advanced(self._committed, prepared.positions)
         self._committed_clocks = prepared.clocks
         self._timed("tidy", self._table.tidy, prepared.days)
@@ -926,51 +932,35 @@ class Landing:
         return Progress(version, prepared.tallies, prepared.reasons)
 
     def _require_same_topic(self) -> None:
-        """Raises TopicChanged unless every message read so far came from the topic this run began with.
-
-        A topic's id is never used again, so if it is the same now it was the same all the time.
-        """
-        deadline = time.monotonic() + STEP_BUDGET_S["topic"] - 10
-        while True:
-            try:
-                facts = self._watcher.facts(5.0)
-                break
-            except KafkaUnreachable:
-                if time.monotonic() > deadline or self._stop.is_set():
-                    raise
-        if facts is None or (facts.topic_id, facts.cluster_id) != (
-            self._facts_at_start.topic_id,
-            self._facts_at_start.cluster_id,
-        ):
-            raise TopicChanged("the topic was made anew")
-        if facts.partitions != self._facts_at_start.partitions:
-            raise TopicChanged("the topic got more partitions")
+        require_same_topic(self._watcher, self._facts_at_start, self._stop)
 
     # -- start and end -----------------------------------------------------------------------------------
-    def _facts(self) -> TopicFacts:
-        facts = self._watcher.facts()
-        if facts is None:
-            raise SmokeError(
-                f"there is no topic {self._settings.topic_readings!r}", "make it with `smoke topics create`"
-            )
-        return facts
-
     def _load_clocks(self) -> None:
         known = load_clocks(self._settings, self._facts_at_start, self._table.positions)
-        self._clocks = DeviceClocks(timedelta(minutes=self._settings.lateness_minutes), known)
+        self._preparer = Preparer(
+            self._settings.topic_readings,
+            self._facts_at_start.topic_id,
+            DeviceClocks(timedelta(minutes=self._settings.lateness_minutes), known),
+            lambda: stored_replays(self._lake.scan(READINGS)),
+        )
         self._committed_clocks = known
 
     def _save_clocks(self) -> None:
         self._clocks_saved = time.monotonic()
-        _save_clocks(self._settings, self._facts_at_start, self._table.positions, self._committed_clocks)
+        save_clocks(self._settings, self._facts_at_start, self._table.positions, self._committed_clocks)
 
     def _explained(self, loss: OffsetLost) -> SmokeError:
-        facts = _facts(self._settings, self._watcher)
+        facts = topic_facts(self._settings, self._watcher)
         points = start_points(self._table.positions, self._watcher.watermarks(facts.partitions))
         return fault_of(points) or loss
 
 
-def _facts(settings: Settings, watcher: TopicWatcher) -> TopicFacts:
+def topic_facts(settings: Settings, watcher: TopicWatcher) -> TopicFacts:
+    """The topic that ``watcher`` looks at.
+
+    Raises:
+        SmokeError: there is none.
+    """
     facts = watcher.facts()
     if facts is None:
         raise SmokeError(
@@ -979,26 +969,27 @@ def _facts(settings: Settings, watcher: TopicWatcher) -> TopicFacts:
     return facts
 
 
+def require_same_topic(watcher: TopicWatcher, facts: TopicFacts, stop: threading.Event) -> None:
+    """Raises TopicChanged unless every message read so far came from the topic that ``facts`` describe.
+
+    A topic's id is never used again, so if it is the same now it was the same all the time.
+    """
+    deadline = time.monotonic() + STEP_BUDGET_S["topic"] - 10
+    while True:
+        try:
+            found = watcher.facts(5.0)
+            break
+        except KafkaUnreachable:
+            if time.monotonic() > deadline or stop.is_set():
+                raise
+    if found is None or (found.topic_id, found.cluster_id) != (facts.topic_id, facts.cluster_id):
+        raise TopicChanged("the topic was made anew")
+    if found.partitions != facts.partitions:
+        raise TopicChanged("the topic got more partitions")
+
+
 def _after(batch: MessageBatch) -> dict[int, int]:
     return after(batch.partitions, batch.offsets, batch.ends)
-
-
-def _tallies(
-    places: pl.DataFrame, rows: pl.DataFrame, repeats: pl.DataFrame, rejected: list[int]
-) -> dict[int, PartitionTally]:
-    tallies = {
-        number: PartitionTally(first_offset=first, last_offset=last, newest_append_ms=newest)
-        for number, first, last, newest in places.group_by("partition")
-        .agg(pl.col("offset").min(), pl.col("offset").max().alias("last"), pl.col("append_ms").max())
-        .iter_rows()
-    }
-    for number, count, late in rows.group_by("partition").agg(pl.len(), pl.col("late").sum()).iter_rows():
-        tallies[number].rows, tallies[number].late = count, late
-    for number, count in repeats.group_by("partition").agg(pl.len()).iter_rows():
-        tallies[number].repeats = count
-    for row in rejected:
-        tallies[places["partition"][row]].rejects += 1
-    return tallies
 
 
 @contextmanager
@@ -1023,7 +1014,7 @@ def accept_loss(settings: Settings) -> tuple[OffsetRange, ...]:
     """
     with Lease(lease_path(settings), f"accept-loss-{os.getpid()}"):
         watcher = TopicWatcher(settings.brokers, settings.topic_readings)
-        facts = _facts(settings, watcher)
+        facts = topic_facts(settings, watcher)
         return give_up_lost(LandedTable(Lake(settings.lake), facts), facts, watcher)
 
 

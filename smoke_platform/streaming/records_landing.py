@@ -30,6 +30,7 @@ from smoke_platform.adapters.kafka_bulk import (
     KafkaUnreachable,
     MessageBatch,
     OffsetLost,
+    TopicFacts,
     TopicWatcher,
 )
 from smoke_platform.adapters.lake import Lake, storage_schema, writer_properties
@@ -52,7 +53,9 @@ from smoke_platform.domain.offsets import OffsetRange, advanced, after, start_po
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.landing import (
     TABLE_CONFIGURATION,
+    LandedBatch,
     LandedTable,
+    Outdated,
     Standing,
     StandingProbe,
     TableShape,
@@ -169,11 +172,16 @@ class _Stream:
         tally = RecordTally(messages=taken.messages, unreadable=taken.unreadable.height, more=taken.more)
         if taken.unreadable.height:
             self._keep(taken.unreadable)
-        rows, marks = taken.rows, dict[str, int]()
-        if self._one_per_reading:
-            rows, marks = self._new_predictions(rows)
+        while True:
+            rows, marks = taken.rows, dict[str, int]()
+            if self._one_per_reading:
+                rows, marks = self._new_predictions(rows)
+            try:
+                tally.version = self._landed.commit(_stored(rows), positions, marks=marks)
+                break
+            except Outdated:
+                log.info("lake/%s: readings were scored meanwhile; what is new is looked for again", self.table.name)
         tally.rows, tally.repeats = rows.height, taken.rows.height - rows.height
-        tally.version = self._landed.commit(_stored(rows), positions, marks=marks)
         self._reached = advanced(self._reached, positions)
         self._landed.tidy(set(rows[DAY].unique()))
         self._clear_out()
@@ -281,7 +289,7 @@ class _Stream:
         """The rows of readings that have none yet, and the marks to be committed with them."""
         fresh = first_of_each(rows)
         greatest = marks_of(fresh)
-        names = {place: f"{self._facts.cluster_id}/readings/{place[0]}/{place[1]}" for place in greatest}
+        names = {place: readings_mark(self._facts.cluster_id, *place) for place in greatest}
         known = {place: self._landed.mark(name) for place, name in names.items()}
         suspects = below_marks(fresh, known)
         if suspects.height:
@@ -297,7 +305,8 @@ class _Stream:
                 .collect(engine="streaming")
             )
             fresh = fresh.join(landed, on=READING, how="anti", maintain_order="left")
-        return fresh, {names[place]: mark for place, mark in greatest.items() if mark > known[place]}
+        # All of them, moved or not: whoever scores the same readings at this moment is refused, or refuses this.
+        return fresh, {names[place]: max(mark, known[place]) for place, mark in greatest.items()}
 
     # -- files -------------------------------------------------------------------------------------------
     def _clear_out(self) -> None:
@@ -306,6 +315,11 @@ class _Stream:
             self._forgotten = today
             self._landed.forget_before(today - timedelta(days=self._settings.prediction_days))
         self._landed.vacuum_when_due()
+
+
+def readings_mark(cluster_id: str, topic_id: str, partition: int) -> str:
+    """Name of the mark in ``lake/predictions`` that lies after the greatest offset of a partition that has any."""
+    return f"{cluster_id}/readings/{topic_id}/{partition}"
 
 
 def _stored(rows: pl.DataFrame) -> pa.Table:
@@ -341,8 +355,11 @@ class RecordsLanding:
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="landing-records", daemon=True)
 
-    def start(self) -> None:
+    def start(self, facts: TopicFacts) -> None:
         self._thread.start()
+
+    def landed(self, batch: LandedBatch) -> None:
+        """Readings are nothing to it."""
 
     def check(self) -> None:
         if self._error is not None:

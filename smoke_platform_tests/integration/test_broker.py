@@ -17,9 +17,10 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from smoke_platform.adapters import java
 from smoke_platform.domain.errors import SmokeError
-from smoke_platform.local import jars, java
 from smoke_platform.local.broker import EmbeddedBroker, is_ready
+from smoke_platform.local.jars import BROKER
 from smoke_platform.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -159,10 +160,10 @@ def test_a_second_broker_on_the_same_folder_is_refused(
 
 def test_a_changed_jar_is_refused(tmp_path: Path, free_port: Callable[[], int], cache_dir: Path) -> None:
     """Code that somebody slipped into the cache would run with all rights of the user."""
-    jars.ensure_jars(cache_dir)
+    BROKER.ensure(cache_dir)
     mine = tmp_path / "cache"
-    shutil.copytree(jars.jars_dir(cache_dir), jars.jars_dir(mine), copy_function=os.link)
-    victim = jars.jars_dir(mine) / "jose4j-0.9.6.jar"
+    shutil.copytree(BROKER.folder(cache_dir), BROKER.folder(mine), copy_function=os.link)
+    victim = BROKER.folder(mine) / "jose4j-0.9.6.jar"
     content = victim.read_bytes()
     victim.unlink()
     victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -174,11 +175,11 @@ def test_a_changed_jar_is_refused(tmp_path: Path, free_port: Callable[[], int], 
 
 def test_a_jar_that_was_added_is_not_loaded(tmp_path: Path, cache_dir: Path) -> None:
     """The class path is the list's, not whatever lies in the folder."""
-    jars.ensure_jars(cache_dir)
+    BROKER.ensure(cache_dir)
     mine = tmp_path / "cache"
-    shutil.copytree(jars.jars_dir(cache_dir), jars.jars_dir(mine), copy_function=os.link)
-    (jars.jars_dir(mine) / "aaa-evil.jar").write_bytes(b"PK")
-    assert {path.name for path in jars.ensure_jars(mine)} == set(jars.read_lock())
+    shutil.copytree(BROKER.folder(cache_dir), BROKER.folder(mine), copy_function=os.link)
+    (BROKER.folder(mine) / "aaa-evil.jar").write_bytes(b"PK")
+    assert {path.name for path in BROKER.ensure(mine)} == set(BROKER.expected())
 
 
 def test_classes_are_kept_for_quicker_starts(broker: EmbeddedBroker, cache_dir: Path) -> None:
@@ -196,11 +197,11 @@ def test_classes_are_kept_for_quicker_starts(broker: EmbeddedBroker, cache_dir: 
 
 SMALL_FETCH = """
 import sys
+from dataclasses import replace
 from pathlib import Path
-from smoke_platform.local import jars
-jars.MODULES = (("net.sf.jopt-simple", "jopt-simple", "5.0.4"),)
-jars.LOCK_FILE = Path(sys.argv[2])
-print(*jars.ensure_jars(Path(sys.argv[1])))
+from smoke_platform.local.jars import BROKER
+modules = (("net.sf.jopt-simple", "jopt-simple", "5.0.4"),)
+print(*replace(BROKER, modules=modules, lock_file=Path(sys.argv[2])).ensure(Path(sys.argv[1])))
 """
 
 
@@ -208,16 +209,16 @@ def test_processes_that_fetch_at_once_share_one_download(tmp_path: Path) -> None
     """Two tests or platforms that start on a fresh machine must not break each other's cache."""
     name = "jopt-simple-5.0.4.jar"
     lock = tmp_path / "small.lock"
-    lock.write_text(f"{name} {jars.read_lock()[name]}\n", encoding="utf-8")
+    lock.write_text(f"{name} {BROKER.expected()[name]}\n", encoding="utf-8")
     command = [sys.executable, "-c", SMALL_FETCH, str(tmp_path / "cache"), str(lock)]
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     answers = [racer.communicate(timeout=120) for racer in racers]
     if any("could not be downloaded" in errors for _, errors in answers):
         pytest.skip("no network: the repository of the jars can't be reached")
     assert [racer.returncode for racer in racers] == [0, 0, 0], answers
-    assert {output.strip() for output, _ in answers} == {str(jars.jars_dir(tmp_path / "cache") / name)}
+    assert {output.strip() for output, _ in answers} == {str(BROKER.folder(tmp_path / "cache") / name)}
     left = {path.name for path in (tmp_path / "cache").iterdir()} - {"trust"}
-    assert left == {jars.jars_dir(tmp_path).name, f"{jars.jars_dir(tmp_path).name}.lock"}
+    assert left == {BROKER.folder(tmp_path).name, f"{BROKER.folder(tmp_path).name}.lock"}
 
 
 def test_a_download_that_is_not_the_listed_one_is_refused(tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_a_download_that_is_not_the_listed_one_is_refused(tmp_path: Path) -> Non
         pytest.skip("no network: the repository of the jars can't be reached")
     assert answer.returncode != 0
     assert "refused" in answer.stderr
-    assert not jars.jars_dir(tmp_path / "cache").exists()
+    assert not BROKER.folder(tmp_path / "cache").exists()
 
 
 def test_java_reads_the_trust_store_that_we_write(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from smoke_platform.adapters.kafka import ensure_topics, partition_of
+from smoke_platform.adapters.kafka_bulk import TopicFacts
 from smoke_platform.adapters.lake import READINGS, Lake
 from smoke_platform.adapters.lease import probe
 from smoke_platform.cli.main import root
@@ -37,7 +38,14 @@ from smoke_platform.orchestration import landing as orchestration
 from smoke_platform.orchestration import names
 from smoke_platform.settings import Settings
 from smoke_platform.streaming import records_landing
-from smoke_platform.streaming.landing import LandedTable, Landing, LandingReport, LostReadings, lease_path
+from smoke_platform.streaming.landing import (
+    LandedBatch,
+    LandedTable,
+    Landing,
+    LandingReport,
+    LostReadings,
+    lease_path,
+)
 from smoke_platform.streaming.records_landing import RecordsLanding, RecordsProbe
 
 pytestmark = pytest.mark.integration
@@ -130,7 +138,9 @@ def offsets(settings: Settings, partition: int = 0) -> list[int]:
 
 
 def land_once(settings: Settings, tables: Tables) -> LandingReport:
-    return Landing(settings, "test", once=True, companion=RecordsLanding(settings, tables=list(tables.values()))).run()
+    return Landing(
+        settings, "test", once=True, companions=[RecordsLanding(settings, tables=list(tables.values()))]
+    ).run()
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -224,7 +234,7 @@ topics = json.loads(sys.argv[1])
 records_landing.MESSAGES_AT_ONCE = records_landing.MOST_MESSAGES = 40
 settings = load_settings()
 tables = [replace(table, topic=topics[table.name]) for table in RECORD_TABLES]
-Landing(settings, "writer", companion=records_landing.RecordsLanding(settings, tables=tables)).run()
+Landing(settings, "writer", companions=[records_landing.RecordsLanding(settings, tables=tables)]).run()
 """
 
 
@@ -436,7 +446,7 @@ def test_a_fault_of_the_records_is_the_runs_fault(platform: Settings, tables: Ta
     companion._streams[0]._open()
     assert other.round()
     with pytest.raises(Exception, match="another writer has landed partition"):
-        Landing(platform, "test", companion=companion).run()
+        Landing(platform, "test", companions=[companion]).run()
     assert not probe(lease_path(platform)).held
     assert len(places(platform, "alarms")) == 1
 
@@ -448,8 +458,10 @@ class Busy:
         self.asked = 0
         self.log: list[str] = []
 
-    def start(self) -> None:
+    def start(self, facts: TopicFacts) -> None:
         self.log.append("start")
+
+    def landed(self, batch: LandedBatch) -> None: ...
 
     def check(self) -> None: ...
 
@@ -472,7 +484,7 @@ class Busy:
 def test_a_run_for_want_of_readings_ends_only_when_alarms_have_landed(platform: Settings) -> None:
     """A long backlog of predictions would otherwise need a new run every minute."""
     busy = Busy()
-    report = Landing(platform.model_copy(update={"stream_idle_seconds": 0.01}), "test", companion=busy).run()
+    report = Landing(platform.model_copy(update={"stream_idle_seconds": 0.01}), "test", companions=[busy]).run()
     assert (report.ended, busy.asked) == ("idle", 11)
     assert busy.log[:2] == ["start", "stop"]
 
@@ -509,7 +521,7 @@ def test_the_broker_dies_and_comes_back(
     try:
         ensure_topics(settings)
         companion = RecordsLanding(settings, every_s=0.05)
-        companion.start()
+        companion.start(TopicFacts("cluster", "readings-id", (0,)))
         try:
             send(settings, table, [alarm(0)])
             wait_for(lambda: len(places(settings, "alarms")) == 1)

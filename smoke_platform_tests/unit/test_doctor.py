@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from smoke_platform.cli.main import root
 from smoke_platform.local import doctor
-from smoke_platform.local.jars import jars_dir, read_lock
+from smoke_platform.local.jars import BROKER
 from smoke_platform.settings import Settings
 
 SettingsFor = Callable[..., Settings]
@@ -41,8 +41,8 @@ def test_every_fault_comes_with_its_remedy(
 ) -> None:
     """A fault without a remedy leaves a newcomer where they were."""
     settings = settings_for(tmp_path, SMOKE_CACHE_DIR=tmp_path / "cache")
-    jars_dir(settings.cache_dir).mkdir(parents=True)
-    (jars_dir(settings.cache_dir) / next(iter(read_lock()))).write_bytes(b"not a jar")
+    BROKER.folder(settings.cache_dir).mkdir(parents=True)
+    (BROKER.folder(settings.cache_dir) / next(iter(BROKER.expected()))).write_bytes(b"not a jar")
 
     class Usage(NamedTuple):
         total: int = 10**9
@@ -69,10 +69,10 @@ def test_every_fault_comes_with_its_remedy(
 
 
 def _no_java() -> Any:
-    from smoke_platform.local.java import find_java
+    from smoke_platform.adapters.java import find_java
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("smoke_platform.local.java.candidates", lambda _environment: iter(()))
+        patch.setattr("smoke_platform.adapters.java.candidates", lambda _environment: iter(()))
         return find_java()
 
 

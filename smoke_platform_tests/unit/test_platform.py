@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from supervisor.options import ServerOptions
 
+from smoke_platform.adapters import java
+from smoke_platform.adapters.jars import read_lock
 from smoke_platform.domain.errors import SmokeError
-from smoke_platform.local import jars, java, logs, ports
+from smoke_platform.local import jars, logs, ports
 from smoke_platform.local.broker import _escaped
 from smoke_platform.local.programs import (
     LONGEST_SOCKET_PATH,
@@ -226,7 +228,7 @@ def test_a_company_certificate_and_proxy_reach_java(tmp_path: Path) -> None:
 # -- jars ----------------------------------------------------------------------------------------------------
 def test_the_committed_list_names_one_kafka() -> None:
     """A list for another version than the code asks for would be found out only on a fresh machine."""
-    expected = jars.read_lock()
+    expected = jars.BROKER.expected()
     assert f"kafka_2.13-{jars.KAFKA_VERSION}.jar" in expected
     assert all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in expected.values())
 
@@ -237,4 +239,4 @@ def test_a_broken_list_is_refused(tmp_path: Path, line: str) -> None:
     lock = tmp_path / "kafka_jars.lock"
     lock.write_text(f"# comment\n\n{line}\n", encoding="utf-8")
     with pytest.raises(SmokeError, match="line 3"):
-        jars.read_lock(lock)
+        read_lock(lock)

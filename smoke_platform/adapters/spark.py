@@ -1,0 +1,253 @@
+"""Spark: the session with its settings, and a cluster's processes by hand.
+
+Belongs here: which Java, which jars, how much memory, where the UI listens; what is the same for every job. Does not:
+what a job does (``streaming.spark_landing`` and its siblings), which jars those are (``adapters.spark_jars``).
+
+PySpark is imported by the functions that need it: importing it takes half a second, and most commands do without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smoke_platform.adapters.jars import Progress, silent
+from smoke_platform.adapters.java import Java, find_jdk
+from smoke_platform.adapters.spark_jars import CONNECTOR
+from smoke_platform.domain.errors import SmokeError
+from smoke_platform.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+#: Rows that a Python function on an executor sees at once.
+ARROW_ROWS = 65_536
+#: The JVM ends within a second when it is told to.
+CLOSING_S = 20.0
+#: Several tasks share an executor's cores, so that each of these libraries may have one thread.
+ONE_THREAD: Mapping[str, str] = {
+    "POLARS_MAX_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",
+}
+
+
+def is_cluster(settings: Settings) -> bool:
+    """Whether ``SPARK_MASTER`` names a cluster, and not this machine alone."""
+    return settings.spark_master.startswith("spark://")
+
+
+def configuration(settings: Settings, name: str, progress: Progress = silent) -> dict[str, str]:
+    """The session's configuration, by Spark's names. Fetches the connector's jars where they are not in the cache.
+
+    Args:
+        name: of the application, as Spark's UI shows it.
+
+    Raises:
+        SmokeError: no JDK that is fit for Spark, or the jars can't be had.
+    """
+    jars = CONNECTOR.ensure(settings.cache_dir, progress, find_jdk())
+    scratch = settings.home / "spark"
+    chosen = {
+        "spark.app.name": name,
+        "spark.master": settings.spark_master,
+        "spark.jars": ",".join(map(str, jars)),
+        "spark.driver.memory": settings.spark_driver_memory,
+        "spark.executor.memory": settings.spark_executor_memory,
+        "spark.driver.bindAddress": settings.bind_host,
+        "spark.ui.enabled": str(settings.spark_ui_port > 0).lower(),
+        "spark.ui.port": str(settings.spark_ui_port or 4040),
+        # The UI asks nobody for a password, so it shows and does not act.
+        "spark.ui.killEnabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.ui.retainedJobs": "200",
+        "spark.ui.retainedStages": "200",
+        "spark.sql.ui.retainedExecutions": "100",
+        "spark.log.level": "WARN",
+        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": str(ARROW_ROWS),
+        # A copy of a task that is thought slow would write its files a second time.
+        "spark.speculation": "false",
+        "spark.sql.streaming.noDataMicroBatches.enabled": "false",
+        "spark.sql.streaming.numRecentProgressUpdates": "10",
+        "spark.sql.streaming.minBatchesToRetain": "2",
+        "spark.pyspark.python": sys.executable,
+        **{f"spark.executorEnv.{variable}": value for variable, value in ONE_THREAD.items()},
+    }
+    if settings.spark_driver_host:
+        chosen["spark.driver.host"] = settings.spark_driver_host
+    elif not is_cluster(settings):
+        chosen["spark.driver.host"] = settings.near_host
+    return chosen
+
+
+def open_session(
+    settings: Settings, name: str, *, progress: Progress = silent, more: Mapping[str, str] | None = None
+) -> SparkSession:
+    """A Spark session, to be closed with ``close_session``. A process has one at a time.
+
+    Args:
+        name: of the application, as Spark's UI shows it.
+        more: further configuration by Spark's names.
+
+    Raises:
+        SmokeError: no JDK, no jars, or Spark does not start (a master that does not answer, a heap that is too large).
+    """
+    chosen = {**configuration(settings, name, progress), **(more or {})}
+    (settings.home / "spark" / "tmp").mkdir(parents=True, exist_ok=True)
+    progress(f"starting Spark on {settings.spark_master}")
+    with _environment(settings, find_jdk()):
+        from pyspark.errors import PySparkException
+        from pyspark.sql import SparkSession
+
+        try:
+            return SparkSession.builder.config(map=chosen).getOrCreate()
+        except (PySparkException, _py4j_error(), OSError) as error:
+            raise SmokeError(
+                f"Spark does not start on {settings.spark_master}: {first_line(error)}",
+                "check SPARK_MASTER, SPARK_DRIVER_MEMORY and SPARK_UI_PORT (`smoke doctor`)",
+            ) from error
+
+
+@contextmanager
+def session(
+    settings: Settings, name: str, *, progress: Progress = silent, more: Mapping[str, str] | None = None
+) -> Iterator[SparkSession]:
+    """``open_session`` as a context manager that closes it at the end."""
+    spark = open_session(settings, name, progress=progress, more=more)
+    try:
+        yield spark
+    finally:
+        close_session(spark)
+
+
+def close_session(spark: SparkSession) -> None:
+    """Stops the session and its JVM, which PySpark would keep, with all its memory, until this process ends."""
+    from pyspark import SparkContext
+
+    gateway = SparkContext._gateway
+    spark.stop()
+    if gateway is None or gateway.proc is None:
+        return
+    with contextlib.suppress(_py4j_error(), OSError):
+        gateway.shutdown()
+    # PySpark starts another one with the next session.
+    SparkContext._gateway = SparkContext._jvm = None
+    if gateway.proc.stdin is not None:
+        gateway.proc.stdin.close()
+    try:
+        gateway.proc.wait(CLOSING_S)
+    except subprocess.TimeoutExpired:
+        gateway.proc.kill()
+
+
+@contextmanager
+def _environment(settings: Settings, java: Java) -> Iterator[None]:
+    """What PySpark takes from the environment when it starts its JVM; afterwards it is as it was."""
+    wanted = {
+        "JAVA_HOME": str(java.home),
+        "PYSPARK_PYTHON": sys.executable,
+        "PYSPARK_DRIVER_PYTHON": sys.executable,
+        # Where the UI listens; Spark has no setting of its own for it.
+        "SPARK_LOCAL_IP": settings.bind_host,
+        "SPARK_HOME": str(spark_home()),
+        "SPARK_LOCAL_DIRS": str(settings.home / "spark" / "tmp"),
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def spark_home() -> Path:
+    """The folder of pyspark, which is a whole Spark."""
+    spec = importlib.util.find_spec("pyspark")
+    if spec is None or spec.origin is None:
+        raise SmokeError("pyspark is not installed", "install it as setup.py pins it")
+    return Path(spec.origin).parent
+
+
+def _py4j_error() -> type[Exception]:
+    from py4j.protocol import Py4JError
+
+    found: type[Exception] = Py4JError
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """What a Java exception says, without its stack."""
+    java = getattr(error, "java_exception", None)
+    text = str(java.getMessage() if java is not None else error) or repr(error)
+    return next((line.strip() for line in text.splitlines() if line.strip()), repr(error))
+
+
+# -- a standalone cluster --------------------------------------------------------------------------------
+
+
+def master_command(host: str, port: int, ui_port: int) -> list[str]:
+    """The command line of a standalone cluster's master, to be run with ``cluster_environment``."""
+    return [
+        *(str(find_jdk().command), "-Xmx512m", "-cp", f"{spark_home() / 'jars'}/*"),
+        "org.apache.spark.deploy.master.Master",
+        *("--host", host, "--port", str(port), "--webui-port", str(ui_port)),
+    ]
+
+
+def worker_command(
+    settings: Settings, master: str, host: str, ui_port: int, *, cores: int | None = None, memory: str = ""
+) -> list[str]:
+    """The command line of a worker that joins ``master`` (``spark://host:port``).
+
+    Args:
+        cores, memory: what it offers; by default all cores, and all memory but 1 GB.
+    """
+    command = [
+        *(str(find_jdk().command), "-Xmx512m", "-cp", f"{spark_home() / 'jars'}/*"),
+        *("-Dspark.worker.cleanup.enabled=true", "org.apache.spark.deploy.worker.Worker"),
+        *("--host", host, "--webui-port", str(ui_port)),
+        *("--work-dir", str(settings.home / "spark" / "work")),
+    ]
+    if cores is not None:
+        command += ["--cores", str(cores)]
+    if memory:
+        command += ["--memory", memory]
+    return [*command, master]
+
+
+def cluster_environment(settings: Settings) -> dict[str, str]:
+    """The environment of master and worker: what executors inherit is that of the worker."""
+    return {
+        **os.environ,
+        "JAVA_HOME": str(find_jdk().home),
+        "SPARK_HOME": str(spark_home()),
+        "SPARK_LOCAL_IP": settings.bind_host,
+        "SPARK_SCALA_VERSION": "2.13",
+    }
+
+
+def scratch_folder(settings: Settings, name: str) -> Path:
+    """A new folder for one run below the platform's home."""
+    parent = settings.home / "spark"
+    parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
+
+
+def parallelism(spark: Any) -> int:
+    """How many tasks the session runs at once, by what it knows now."""
+    return max(1, int(spark.sparkContext.defaultParallelism))

@@ -1,0 +1,308 @@
+"""Engine ``spark`` with a real Spark and a real broker: the same rows as engine ``local``, whatever dies or changes."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from smoke_platform.adapters.kafka import Cluster
+from smoke_platform.adapters.lake import READINGS
+from smoke_platform.adapters.lease import LeaseHeld, probe
+from smoke_platform.adapters.spark import close_session, open_session
+from smoke_platform.domain.errors import SmokeError
+from smoke_platform.domain.landing import REPLAY_HEADER
+from smoke_platform.local.broker import EmbeddedBroker
+from smoke_platform.settings import Settings
+from smoke_platform.streaming.landing import (
+    Fenced,
+    LandedTable,
+    Landing,
+    LandingReport,
+    LostReadings,
+    StandingProbe,
+    accept_loss,
+    lease_path,
+)
+from smoke_platform.streaming.spark_landing import SparkLanding
+from smoke_platform.streaming.windows import WindowEngine
+from smoke_platform_tests.spark_parts import check, landed, letters, produce, rough_stream, windows
+
+pytestmark = pytest.mark.integration
+
+PARTITIONS = 3
+#: `make prove` runs more of them, with other seeds.
+KILLS = 3
+SEED = int(os.environ.get("PROVE_SEED", "1"))
+
+
+@pytest.fixture(scope="module")
+def spark(tmp_path_factory: pytest.TempPathFactory, settings_for: Callable[..., Settings]) -> Iterator[Any]:
+    """One session for all tests of this file: it takes ten seconds to start."""
+    session = open_session(settings_for(tmp_path_factory.mktemp("spark"), **SPARK), "tests")
+    yield session
+    close_session(session)
+
+
+SPARK = {"SPARK_MASTER": "local[2]", "SPARK_UI_PORT": 0, "SPARK_BATCH_SECONDS": 0.1, "SMOKE_WINDOW_SECONDS": 0.05}
+
+
+@pytest.fixture
+def platform(
+    tmp_path: Path, broker: EmbeddedBroker, make_topic: Callable[..., str], settings_for: Callable[..., Settings]
+) -> Settings:
+    """Settings of a platform with a topic and a lake of its own, and small, quick batches."""
+    topic = make_topic(partitions=PARTITIONS, message_timestamp_type="LogAppendTime")
+    settings = settings_for(
+        tmp_path,
+        KAFKA_BOOTSTRAP_SERVERS=broker.bootstrap_servers,
+        KAFKA_TOPIC_SMOKE=topic,
+        SMOKE_KAFKA_PARTITIONS=PARTITIONS,
+        SMOKE_BATCH_SECONDS=0.05,
+        SMOKE_BATCH_ROWS=700,
+        SPARK_BATCH_ROWS=4000,
+        **SPARK,
+    )
+    make_topic(partitions=2, name=settings.topic_dead_letters, max_message_bytes=16 * 1024 * 1024)
+    return settings
+
+
+def on_spark(settings: Settings, spark: Any, **arguments: Any) -> LandingReport:
+    """Lands what is there on Spark, with windows."""
+    return SparkLanding(settings, "test", once=True, spark=spark, **arguments).run()
+
+
+def locally(settings: Settings) -> LandingReport:
+    """The same on engine ``local``."""
+    return Landing(settings, "test", once=True, companions=[WindowEngine(settings)]).run()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_the_same_rows_as_engine_local(platform: Settings, spark: Any, tmp_path: Path) -> None:
+    """Whoever moves to Spark must find the same readings, windows and dead letters as before."""
+    other = platform.model_copy(update={"home": tmp_path / "other"})
+    produce(platform, rough_stream(SEED))
+    report = on_spark(platform, spark)
+    check(platform)
+    rejected = letters(platform)
+    twin = locally(other)
+    check(other)
+    assert landed(platform).equals(landed(other))
+    assert windows(platform).equals(windows(other))
+    assert letters(platform) == rejected
+    assert report.total().late > 0
+    assert (report.total(), report.reasons, report.positions) == (twin.total(), twin.reasons, twin.positions)
+    assert (report.ended, report.commits > 1) == ("caught up", True)
+
+
+def test_the_engines_take_turns(platform: Settings, spark: Any) -> None:
+    """An engine is changed while readings come in; nothing may be lost or doubled, no window computed in part."""
+    stream = rough_stream(SEED + 1)
+    sending = threading.Thread(
+        target=lambda: [produce(platform, stream[low : low + 400]) for low in range(0, len(stream), 400)]
+    )
+    sending.start()
+    try:
+        for engine in (locally, lambda settings: on_spark(settings, spark), locally):
+            before = landed(platform).height
+            engine(platform)
+            wait_for(
+                lambda before=before: not sending.is_alive() or sum(StandingProbe(platform).standing().lag.values()) > 0
+            )
+            assert landed(platform).height >= before
+    finally:
+        sending.join()
+    on_spark(platform, spark)
+    locally(platform)
+    check(platform)
+
+
+def test_a_checkpoint_may_vanish_at_any_time(platform: Settings, spark: Any) -> None:
+    """What Spark believes about its progress lies on a scratch disk; only the table may decide."""
+    stream = rough_stream(SEED + 2, seconds=400)
+    produce(platform, stream[: len(stream) // 2])
+
+    def remove(_progress: Any) -> None:
+        for folder in (platform.home / "spark").glob("checkpoint-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    settings = platform.model_copy(update={"spark_batch_rows": 300})
+    try:
+        SparkLanding(settings, "test", once=True, spark=spark, on_commit=remove).run()
+    except SmokeError:
+        assert landed(platform).height > 0  # it noticed; whatever it had committed counts
+    produce(platform, stream[len(stream) // 2 :])
+    on_spark(platform, spark)
+    check(platform)
+
+
+def test_a_stale_position_is_refused(platform: Settings, spark: Any) -> None:
+    """A driver that was thought dead and comes back must not double what its successor landed."""
+    produce(platform, rough_stream(SEED, devices=1, seconds=60))
+    landing = SparkLanding(platform, "first", once=True, spark=spark)
+    commit = LandedTable.commit_files
+    overtaken: list[bool] = []
+
+    def late(table: LandedTable, *arguments: Any, **named: Any) -> int:
+        if table.shape.name == READINGS and not overtaken:
+            # Meanwhile another one, that does not ask for the lease, lands the same messages.
+            overtaken.append(True)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("smoke_platform.streaming.landing.lease_path", lambda _: platform.home / "other.lease")
+                locally(platform)
+        return commit(table, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LandedTable, "commit_files", late)
+        with pytest.raises(Fenced, match="another writer has landed"):
+            landing.run()
+    assert overtaken
+    check(platform)
+
+
+def test_nothing_is_committed_past_a_letter_that_was_not_acknowledged(platform: Settings, spark: Any) -> None:
+    """Between commit and letter a crash would lose the reject for good, so the letter comes first, here too."""
+    with Cluster(platform.brokers) as cluster:
+        cluster.alter(platform.topic_dead_letters, {"max.message.bytes": "100"})
+        produce(platform, [("a", b"no reading" * 20), *rough_stream(SEED, devices=1, seconds=30)])
+        with pytest.raises(SmokeError, match="dead letters were not acknowledged"):
+            on_spark(platform, spark)
+        assert landed(platform).is_empty()
+        assert not probe(lease_path(platform)).held
+        cluster.alter(platform.topic_dead_letters, {"max.message.bytes": str(16 * 1024 * 1024)})
+    on_spark(platform, spark)
+    check(platform)
+
+
+def test_a_lost_range_stops_it_with_the_same_words(platform: Settings, spark: Any) -> None:
+    """Readings that Kafka deleted before they were landed must never be skipped in silence."""
+    readings = [(key, value) for key, value in rough_stream(SEED, devices=1, seconds=200) if value]
+    produce(platform, readings[:50], partition=0)
+    on_spark(platform, spark)
+    produce(platform, readings[50:150], partition=0)
+    admin = AdminClient({"bootstrap.servers": platform.brokers})
+
+    def delete_before(offset: int) -> None:
+        (deleted,) = admin.delete_records([TopicPartition(platform.topic_readings, 0, offset)]).values()
+        deleted.result(30)
+
+    delete_before(70)
+    with pytest.raises(LostReadings, match="partition 0, offsets 50 to 69"):
+        on_spark(platform, spark)
+
+    # And where they vanish after the run has looked.
+    accept_loss(platform)
+    started = SparkLanding._started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SparkLanding, "_started", lambda landing: (delete_before(150), started(landing))[1])
+        with pytest.raises(LostReadings, match="partition 0, offsets 70 to 149"):
+            on_spark(platform, spark)
+
+
+def test_offsets_without_messages_are_passed(platform: Settings, spark: Any) -> None:
+    """Transactions leave offsets that hold nothing; a lag that never ends would start run after run."""
+    producer = Producer({"bootstrap.servers": platform.brokers, "transactional.id": f"t-{platform.topic_readings}"})
+    producer.init_transactions(30)
+    values = [value for _, value in rough_stream(SEED, devices=1, seconds=40) if value][:30]
+    for first, end in ((0, producer.commit_transaction), (10, producer.abort_transaction)):
+        producer.begin_transaction()
+        for value in values[first : first + 10]:
+            producer.produce(platform.topic_readings, value, partition=0)
+        producer.flush(30)
+        end(30)
+    report = on_spark(platform, spark)
+    assert report.positions[0] == 22
+    assert sum(StandingProbe(platform).standing().lag.values()) == 0
+    assert on_spark(platform, spark).commits == 0
+
+
+def test_a_letter_that_is_replayed_into_two_partitions_lands_once(platform: Settings, spark: Any) -> None:
+    """Two tasks see one replay each and know nothing of one another."""
+    produce(platform, [("a", b"broken")], partition=0)
+    report = on_spark(platform, spark)
+    ((_, found, _),) = letters(platform)
+    identity = b"/".join(found[name] for name in ("topic_id", "partition", "offset"))
+    mended = next(
+        message for message in rough_stream(SEED, devices=1, seconds=30) if message[1] and len(message[1]) > 50
+    )
+    for partition in (2, 1, 1):
+        produce(platform, [mended], headers=[(REPLAY_HEADER, identity)], partition=partition)
+    report = on_spark(platform, spark)
+    assert report.total().repeats == 2
+    assert landed(platform).select("partition", "offset", "replay_of").rows() == [(1, 0, identity.decode())]
+    produce(platform, [mended], headers=[(REPLAY_HEADER, identity)], partition=0)
+    assert on_spark(platform, spark).total().repeats == 1
+
+
+def test_one_run_at_a_time_whatever_the_engine(platform: Settings, spark: Any) -> None:
+    """Two engines at work at once would only waste each other's time; the second is told who is at work."""
+    stop = threading.Event()
+    running = SparkLanding(platform, "on-spark", stop=stop, spark=spark, windows=False)
+    ended: list[LandingReport] = []
+    thread = threading.Thread(target=lambda: ended.append(running.run()))
+    produce(platform, rough_stream(SEED, devices=1, seconds=30))
+    thread.start()
+    try:
+        wait_for(lambda: landed(platform).height > 0)
+        with pytest.raises(LeaseHeld, match="on-spark"):
+            locally(platform)
+    finally:
+        stop.set()
+        thread.join(60)
+    assert [report.ended for report in ended] == ["stopped"]
+    assert not probe(lease_path(platform)).held
+
+
+DRIVER = """
+import sys
+from smoke_platform.cli.main import main
+sys.argv = ["smoke", "spark", "run", "--once"]
+main()
+"""
+
+
+def start_driver(settings: Settings) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, **settings.environment()}
+    return subprocess.Popen([sys.executable, "-c", DRIVER], env=environment, stdout=subprocess.DEVNULL)
+
+
+def test_kill_at_any_moment_loses_and_doubles_nothing(platform: Settings, spark: Any) -> None:
+    """kill -9 of the driver while executors write files, letters are sent, readings and windows are committed."""
+    rng = random.Random(SEED)  # noqa: S311 - reproducible on purpose
+    produce(platform, rough_stream(SEED + 3))
+    standing_of = StandingProbe(platform)
+    waiting = [sum(standing_of.standing().lag.values())]
+    for number in range(KILLS):
+        driver = start_driver(platform.model_copy(update={"spark_batch_rows": 600}))
+        try:
+            # The first dies before its first commit, the others some commits later.
+            target = waiting[-1] - (0 if number == 0 else rng.randrange(1, 1500))
+            wait_for(lambda: probe(lease_path(platform)).held)
+            wait_for(lambda goal=target: sum(standing_of.standing().lag.values()) <= goal)
+            time.sleep(rng.random() * 0.8)
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait()
+        waiting.append(sum(standing_of.standing().lag.values()))
+    assert waiting[-1] < waiting[0]
+    on_spark(platform, spark)
+    check(platform)
+    assert not list((platform.home / "spark").glob("checkpoint-*")), "what a killed run left is still there"
