@@ -134,7 +134,7 @@ def _statistics(
             together = np.einsum("ij,ij->i", x, centred)
             opening = values[_SENSORS, present.argmax(1)]
             closing = values[_SENSORS, n - 1 - present[:, ::-1].argmax(1)]
-        variance = np.einsum("ij,ij->i", centred, centred) / (count - 1)
+        variance = np.einsum("ij,ij->i", centred, centred) / np.where(count > 1, count - 1, np.nan)
         place = _SHARES * last
         low = place.astype(np.int64)
         below = ascending[_SENSORS, low]

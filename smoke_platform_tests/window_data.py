@@ -14,7 +14,7 @@ import polars as pl
 from smoke_platform.adapters.lake import PARTITION_COLUMN, Lake
 from smoke_platform.adapters.windows import WINDOWS
 from smoke_platform.domain.lake_records import DAY, RECORD_TABLES
-from smoke_platform.domain.windows import compute, without_duplicates
+from smoke_platform.domain.windows import compute
 from smoke_platform_tests import warehouse_data as data
 
 _TABLES = {table.name: table for table in RECORD_TABLES}
@@ -81,7 +81,8 @@ def joined(
     alarms: list[tuple[str, str, str, datetime | None]] | None = None,
 ) -> pl.DataFrame:
     """What the mart adds to each of the windows, found by looking at every reading and alarm."""
-    counting = without_duplicates(rows.filter(~pl.col("late"))).filter(~pl.col("duplicate"))
+    in_time = rows.filter(~pl.col("late")).sort(data.IDENTITY)
+    counting = in_time.unique(data.KEY, keep="first", maintain_order=True)
     verdicts = {} if predictions is None else {row[:3]: row[3:] for row in _verdicts(predictions).iter_rows()}
     raised: dict[tuple[str, str], datetime] = {}
     for device, alarm_id, _, moment in alarms or []:
