@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 #: Rows that a Python function on an executor sees at once.
 ARROW_ROWS = 65_536
+WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not bound
 #: The JVM ends within a second when it is told to.
 CLOSING_S = 20.0
 #: Several tasks share an executor's cores, so that each of these libraries may have one thread.
@@ -84,9 +85,12 @@ def configuration(settings: Settings, name: str, progress: Progress = silent) ->
         "spark.pyspark.python": sys.executable,
         **{f"spark.executorEnv.{variable}": value for variable, value in ONE_THREAD.items()},
     }
+    if settings.spark_cores and is_cluster(settings):
+        chosen["spark.cores.max"] = str(settings.spark_cores)
     if settings.spark_driver_host:
         chosen["spark.driver.host"] = settings.spark_driver_host
-    elif not is_cluster(settings):
+    elif not is_cluster(settings) or settings.bind_host not in WILDCARDS:
+        # What listens on one address is reached there; else a cluster is told this machine's name.
         chosen["spark.driver.host"] = settings.near_host
     return chosen
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,18 @@ class Contender:
 
 CONTENDERS: Mapping[str, Contender] = {
     "local": Contender("local", ("land", "run", "--windows"), ("land", "run", "--once", "--windows")),
+    "spark": Contender(
+        "spark",
+        ("spark", "run"),
+        ("spark", "run", "--once"),
+        {
+            "SPARK_MASTER": "local[2]",
+            "SPARK_UI_PORT": "0",
+            "SPARK_BATCH_SECONDS": "0.1",
+            "SPARK_BATCH_ROWS": "900",
+            "SMOKE_STREAM_IDLE_SECONDS": "600",
+        },
+    ),
 }
 
 
@@ -118,14 +130,18 @@ class WindowFindings:
         }
 
 
-def run(plan: WindowKillPlan, home: Path, settings: Settings, say: Say) -> WindowFindings:
+def run(
+    plan: WindowKillPlan, home: Path, settings: Settings, say: Say, environment: Mapping[str, str] | None = None
+) -> WindowFindings:
     """Carries the plan out in ``home`` and judges it.
 
     Args:
         settings: of which the cache is used; everything else is private.
+        environment: of the engine, in addition to its contender's.
     """
     home.mkdir(parents=True, exist_ok=True)
     contender = CONTENDERS[plan.engine]
+    contender = replace(contender, environment={**contender.environment, **(environment or {})})
     private = private_settings(
         home,
         settings,

@@ -61,6 +61,8 @@ PARTITIONS = 3
 #: `make prove` runs more of them, with other seeds.
 KILLS = 3
 SEED = int(os.environ.get("PROVE_SEED", "1"))
+#: `make prove SUITE=spark` runs this file on a cluster.
+MASTER = os.environ.get("PROVE_SPARK_MASTER", "local[2]")
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,13 @@ def spark(tmp_path_factory: pytest.TempPathFactory, settings_for: Callable[..., 
     close_session(session)
 
 
-SPARK = {"SPARK_MASTER": "local[2]", "SPARK_UI_PORT": 0, "SPARK_BATCH_SECONDS": 0.1, "SMOKE_WINDOW_SECONDS": 0.05}
+SPARK = {
+    "SPARK_MASTER": MASTER,
+    "SPARK_CORES": 2,
+    "SPARK_UI_PORT": 0,
+    "SPARK_BATCH_SECONDS": 0.1,
+    "SMOKE_WINDOW_SECONDS": 0.05,
+}
 
 
 @pytest.fixture
