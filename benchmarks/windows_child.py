@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 import polars as pl
 
-from benchmarks.windows_spec import CLUSTER_ID, TOPIC_ID, Measured, WindowsSpec
+from benchmarks.windows_spec import CLUSTER_ID, NOT_TO_BE_HAD, TOPIC_ID, Measured, WindowsSpec
 from smoke_platform.adapters.kafka_bulk import TopicFacts
 from smoke_platform.adapters.lake import READINGS_COLUMNS, Lake
 from smoke_platform.adapters.windows import WINDOWS, latest
+from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.window_emission import APPENDED, READING_COLUMNS, OpenWindows, within
 from smoke_platform.domain.windows import WINDOW_SCHEMA, WindowSpec, compute
 from smoke_platform.settings import Settings, load_settings
@@ -91,7 +94,12 @@ def spark(spec: WindowsSpec, measured: Measured) -> None:
     from smoke_platform.streaming.spark_windows import SparkWindows
 
     settings = settings_of(spec)
-    with session(settings, "windows of the bench") as opened:
+    with ExitStack() as stack:
+        try:
+            opened = stack.enter_context(session(settings, "windows of the bench"))
+        except SmokeError as error:
+            click.echo(error.message, err=True)
+            sys.exit(NOT_TO_BE_HAD)
         opened.range(4, numPartitions=4).mapInArrow(lambda batches: batches, "id long").collect()
         engine = SparkWindows(settings)
         engine.start(opened, facts_of(spec))

@@ -10,6 +10,9 @@ from pathlib import Path
 #: The topic whose readings the input is; there is no broker behind it.
 CLUSTER_ID, TOPIC_ID = "bench", "windows-of-the-bench"
 
+#: Exit code of a process whose engine cannot be started on this machine, such as Spark without a JDK.
+NOT_TO_BE_HAD = 3
+
 
 @dataclass(frozen=True, slots=True)
 class WindowsSpec:
