@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -162,8 +163,7 @@ def _environment(settings: Settings, java: Java) -> Iterator[None]:
         "JAVA_HOME": str(java.home),
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
-        # Where the UI listens; Spark has no setting of its own for it.
-        "SPARK_LOCAL_IP": settings.bind_host,
+        **_local_address(settings),
         "SPARK_HOME": str(spark_home()),
         "SPARK_LOCAL_DIRS": str(settings.home / "spark" / "tmp"),
     }
@@ -177,6 +177,15 @@ def _environment(settings: Settings, java: Java) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _local_address(settings: Settings) -> dict[str, str]:
+    """Where the UIs listen; Spark has no setting of its own for it.
+
+    A wildcard would also be told to others as the address of this machine, so it is left out: all addresses are what
+    Spark listens on by itself.
+    """
+    return {} if settings.bind_host in WILDCARDS else {"SPARK_LOCAL_IP": settings.bind_host}
 
 
 def spark_home() -> Path:
@@ -205,12 +214,22 @@ def first_line(error: BaseException) -> str:
 
 
 def master_command(host: str, port: int, ui_port: int) -> list[str]:
-    """The command line of a standalone cluster's master, to be run with ``cluster_environment``."""
+    """The command line of a standalone cluster's master, to be run with ``cluster_environment``.
+
+    Args:
+        host: name or address on which it listens and under which workers and drivers know it; a wildcard stands for
+            this machine's own name.
+    """
     return [
         *(str(find_jdk().command), "-Xmx512m", "-cp", f"{spark_home() / 'jars'}/*"),
         "org.apache.spark.deploy.master.Master",
-        *("--host", host, "--port", str(port), "--webui-port", str(ui_port)),
+        *_known_as(host),
+        *("--port", str(port), "--webui-port", str(ui_port)),
     ]
+
+
+def _known_as(host: str) -> list[str]:
+    return [] if host in WILDCARDS else ["--host", host]
 
 
 def worker_command(
@@ -224,8 +243,10 @@ def worker_command(
     command = [
         *(str(find_jdk().command), "-Xmx512m", "-cp", f"{spark_home() / 'jars'}/*"),
         *("-Dspark.worker.cleanup.enabled=true", "org.apache.spark.deploy.worker.Worker"),
-        *("--host", host, "--webui-port", str(ui_port)),
-        *("--work-dir", str(settings.home / "spark" / "work")),
+        *_known_as(host),
+        *("--webui-port", str(ui_port)),
+        # Of its own: workers on several machines may share the platform's home.
+        *("--work-dir", str(settings.home / "spark" / f"work-{socket.gethostname()}")),
     ]
     if cores is not None:
         command += ["--cores", str(cores)]
@@ -240,7 +261,7 @@ def cluster_environment(settings: Settings) -> dict[str, str]:
         **os.environ,
         "JAVA_HOME": str(find_jdk().home),
         "SPARK_HOME": str(spark_home()),
-        "SPARK_LOCAL_IP": settings.bind_host,
+        **_local_address(settings),
         "SPARK_SCALA_VERSION": "2.13",
     }
 
