@@ -249,9 +249,9 @@ class HistoryTables:
     def _compared(self, row: Mapping[str, Any], margin: timedelta) -> history_copies.Copy | None:
         sides, whole = [], True
         for which in ("first", "copy"):
-            start, end = row[f"{which}_from"] - margin, row[f"{which}_to"] + margin
-            whole &= end - start <= LONGEST_COMPARED
-            end = min(end, start + LONGEST_COMPARED)
+            whole &= row[f"{which}_to"] - row[f"{which}_from"] <= LONGEST_COMPARED
+            start = row[f"{which}_from"] - margin
+            end = min(row[f"{which}_to"] + margin, row[f"{which}_from"] + LONGEST_COMPARED)
             readings = (
                 self.lake.scan(READINGS)
                 .filter(
@@ -264,7 +264,8 @@ class HistoryTables:
                 .collect(engine="streaming")
             )
             sides.append(history_summary.in_order(readings))
-        return history_copies.compare(*sides, whole=whole)
+        first, copy = sides
+        return history_copies.compare(first, copy, row, whole=whole)
 
 
 def _among(column: str, values: Sequence[str]) -> str:

@@ -37,11 +37,11 @@ def short(value: float) -> str:
     """A number as an axis has it: 1.2k, 3M, 0.05.
 
     >>> short(1234567), short(0.0512), short(-20)
-    ('1.2M', '0.051', '-20')
+    ('1.235M', '0.051', '-20')
     """
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
-            return f"{value / (1e3 if letter == 'k' else size):.3g}{letter}".replace(".0", "")
+            return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
     return f"{value:.2g}" if abs(value) < 1 else f"{value:.4g}"
 
 

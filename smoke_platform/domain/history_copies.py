@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,11 @@ from smoke_platform.domain.readings import ALL_SENSOR_NAMES, SENSOR_NAMES
 
 #: Shorter stretches repeat by chance (a device that says the same thing a few times).
 LEAST_REPEATED_ROWS: Final = 60
-#: Marks of one stretch lie no further apart than this, nor does the time between copy and first jump by more than that.
-STRETCH_GAP: Final = timedelta(hours=1)
-LARGEST_LAG_STEP: Final = timedelta(minutes=10)
+#: Marks of one stretch lie no further apart than this, in the first as in the copy; for a device that reports once a
+#: minute it is 720 readings.
+STRETCH_GAP: Final = timedelta(hours=12)
+#: The first may step back by so much (its order is not quite the copy's) before it counts as played from its start.
+LARGEST_STEP_BACK: Final = timedelta(minutes=10)
 #: Sensors that must agree, and move, before two stretches are called a copy.
 LEAST_AGREEING: Final = 3
 #: A sensor agrees when it is equal in this share of the readings.
@@ -71,14 +73,14 @@ def candidates(anchors: pl.DataFrame, coarseness: int = 1) -> pl.DataFrame:
         & (pl.col("first_source") == pl.col("copy_source"))
         & (lag == pl.duration())
     )
-    pairs = places.filter(~itself).with_columns(lag=lag).sort(*devices, "copy_time", "first_time")
+    pairs = places.filter(~itself).sort(*devices, "copy_time", "first_time")
     breaks = (
         pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift()) for name in devices)
-        | (pl.col("copy_time").diff() > STRETCH_GAP * coarseness).fill_null(True)
-        | (pl.col("lag").diff().abs() > LARGEST_LAG_STEP).fill_null(True)
+        | (pl.col("copy_time").diff() > STRETCH_GAP * coarseness)
+        | ~pl.col("first_time").diff().is_between(-LARGEST_STEP_BACK, STRETCH_GAP * coarseness)
     )
     stretches = (
-        pairs.with_columns(stretch=breaks.cum_sum())
+        pairs.with_columns(stretch=breaks.fill_null(True).cum_sum())
         .group_by("stretch")
         .agg(
             *(pl.first(name) for name in devices),
@@ -131,22 +133,24 @@ class Copy:
         """Sensors that were measured and are not equal."""
         return tuple(name for name, n in self.measured.items() if n and name not in self.agreeing)
 
-    def covers(self, row: Mapping[str, object]) -> bool:
+    def covers(self, row: Mapping[str, Any]) -> bool:
         """Whether a row of ``candidates`` is a piece of this copy."""
         return (
             (self.first_source, self.first_device) == (row["first_source"], row["first_device"])
             and (self.copy_source, self.copy_device) == (row["copy_source"], row["copy_device"])
-            and self.copy_from <= row["copy_from"]  # type: ignore[operator] # a time
-            and self.copy_to >= row["copy_to"]  # type: ignore[operator] # a time
+            and self.copy_from <= row["copy_from"]
+            and self.copy_to >= row["copy_to"]
         )
 
 
-def compare(first: pl.DataFrame, copy: pl.DataFrame, *, whole: bool = True) -> Copy | None:
+def compare(first: pl.DataFrame, copy: pl.DataFrame, likely: Mapping[str, Any], *, whole: bool = True) -> Copy | None:
     """Lays the readings of one stretch beside those of another, and counts what is equal.
 
     Args:
         first, copy: columns ``source, device_id, event_time, fire_alarm`` and the sensors, of one device each, in
-            their order. The two may overlap.
+            their order, with what is around the stretches. The two may overlap.
+        likely: the row of ``candidates``. How the two lie beside each other is found within its times; what is equal
+            around them is counted too.
         whole: see ``Copy``.
 
     Returns:
@@ -156,8 +160,17 @@ def compare(first: pl.DataFrame, copy: pl.DataFrame, *, whole: bool = True) -> C
     sides = [frame.select(SENSOR_NAMES).to_numpy().astype(np.float64, copy=False) for frame in (first, copy)]
     hashes = [[row_hashes(family_matrix(side, family)) for side in sides] for family in FAMILIES]
     times = [frame["event_time"].to_physical().to_numpy() for frame in (first, copy)]
-    itself = first.select("source", "device_id").head(1).equals(copy.select("source", "device_id").head(1))
-    here, there = _aligned(hashes, times, itself)
+    itself = all(likely[f"first_{name}"] == likely[f"copy_{name}"] for name in ("source", "device"))
+    cores = [
+        frame.select(pl.col("event_time").is_between(likely[f"{which}_from"], likely[f"{which}_to"])).to_series()
+        for frame, which in ((first, "first"), (copy, "copy"))
+    ]
+    shifts = _shifts(hashes, [np.flatnonzero(core.to_numpy()) for core in cores])
+    here, there = _aligned(hashes, times, shifts, itself)
+    if itself and len(here):
+        # What comes after the copy began is a copy itself, of the same first.
+        before = times[0][here] < times[1][there].min()
+        here, there = here[before], there[before]
     if len(here) < LEAST_REPEATED_ROWS:
         return None
     left, right = first[here], copy[there]
@@ -186,12 +199,14 @@ def _span(rows: pl.DataFrame) -> tuple[str, str, datetime, datetime]:
     return source, device, begin, end  # type: ignore[return-value] # times: there are rows
 
 
-def _aligned(hashes: list[list[npt.NDArray[np.uint64]]], times: list[_Rows], itself: bool) -> tuple[_Rows, _Rows]:
+def _aligned(
+    hashes: list[list[npt.NDArray[np.uint64]]], times: list[_Rows], shifts: list[int], itself: bool
+) -> tuple[_Rows, _Rows]:
     """Rows of the first and of the copy that belong together, each at most once."""
     taken_here = np.zeros(len(times[0]), dtype=np.bool_)
     taken_there = np.zeros(len(times[1]), dtype=np.bool_)
     here, there = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-    for shift in _shifts(hashes):
+    for shift in shifts:
         start, stop = max(0, -shift), min(len(times[0]), len(times[1]) - shift)
         rows = np.arange(start, stop)
         if not len(rows):
@@ -211,13 +226,13 @@ def _aligned(hashes: list[list[npt.NDArray[np.uint64]]], times: list[_Rows], its
     return left[order], right[order]
 
 
-def _shifts(hashes: list[list[npt.NDArray[np.uint64]]]) -> list[int]:
-    """By how many rows the copy stands after the first, the most frequent shift first."""
+def _shifts(hashes: list[list[npt.NDArray[np.uint64]]], cores: list[_Rows]) -> list[int]:
+    """By how many rows the copy stands after the first, the most frequent shift first; ``cores`` are rows of each."""
     votes: dict[int, int] = {}
     for first, copy in hashes:
         runs = []
-        for side in (first, copy):
-            starts = np.arange(max(0, len(side) - MARK_ROWS + 1))
+        for side, core in zip((first, copy), cores, strict=True):
+            starts = core[core <= len(side) - MARK_ROWS]
             marks, telling = run_hashes(side, starts)
             frame = pl.DataFrame({"mark": marks[telling], "row": starts[telling]})
             runs.append(frame.unique("mark", keep="first", maintain_order=True))

@@ -191,12 +191,11 @@ def ageing(days: pl.DataFrame, sites: Mapping[str, str]) -> pl.DataFrame:
     enough = table.filter(pl.len().over("source", "device_id", "sensor") >= LEAST_DAYS_TO_JUDGE)
     if enough.is_empty():
         return pl.DataFrame(schema=dict(AGEING_SCHEMA))
-    compared = _against_others(enough).sort("source", "device_id", "sensor", "day")
-    groups = compared.partition_by("source", "device_id", "sensor", maintain_order=True)
-    # Of those that stand still there is nothing to ask.
-    moving = [group for group in groups if group["value"].n_unique() > 1]
-    rows = [_aged(group, len(moving)) for group in moving]
-    found = pl.DataFrame(rows, schema=dict(AGEING_SCHEMA), orient="row")
+    found = _all_aged(_against_others(enough, pl.DataFrame(schema=dict.fromkeys(_SENSOR, pl.String))))
+    drifting = found.filter("ages").select(_SENSOR)
+    if drifting.height:
+        # One that drifts has pulled the others' median along; without it they are judged again.
+        found = _all_aged(_against_others(enough, drifting))
     return found.sort(
         pl.col("ages").cast(pl.Int8),
         pl.when(pl.col("spread") > 0).then((pl.col("drift") / pl.col("spread")).abs()),
@@ -208,23 +207,33 @@ def ageing(days: pl.DataFrame, sites: Mapping[str, str]) -> pl.DataFrame:
     )
 
 
-def _against_others(table: pl.DataFrame) -> pl.DataFrame:
-    """``value`` less what the others of the site, else of the source, did that day; ``compared_with`` says which."""
-    own = pl.col("value") - pl.col("value").median().over("source", "device_id", "sensor")
-    table = table.with_columns(own=own)
+_SENSOR: Final = ("source", "device_id", "sensor")
+
+
+def _against_others(table: pl.DataFrame, left_out: pl.DataFrame) -> pl.DataFrame:
+    """``value`` less what the others of the site, else of the source, did that day; ``compared_with`` says which.
+
+    Args:
+        left_out: sensors (``source, device_id, sensor``) that no other is compared with.
+    """
+    own = pl.col("value") - pl.col("value").median().over(_SENSOR)
+    marked = left_out.with_columns(out=pl.lit(True))
+    table = table.join(marked, on=list(_SENSOR), how="left").with_columns(
+        own=own, judge=pl.when(pl.col("out").is_null()).then(own)
+    )
     near, wide = ("source", "site", "sensor", "day"), ("source", "sensor", "day")
+    judges = pl.col("judge")
     table = table.with_columns(
-        near=pl.when((pl.col("site") != "") & (pl.len().over(near) >= LEAST_FLEET)).then(
-            pl.col("own").median().over(near)
+        near=pl.when((pl.col("site") != "") & (judges.count().over(near) >= LEAST_FLEET)).then(
+            judges.median().over(near)
         ),
-        wide=pl.when(pl.len().over(wide) >= LEAST_FLEET).then(pl.col("own").median().over(wide)),
+        wide=pl.when(judges.count().over(wide) >= LEAST_FLEET).then(judges.median().over(wide)),
     )
     # One reference for a device's whole life: a change of reference would be a step.
-    device = ("source", "device_id", "sensor")
     compared = (
-        pl.when(pl.col("near").is_not_null().all().over(device))
+        pl.when(pl.col("near").is_not_null().all().over(_SENSOR))
         .then(pl.lit("site"))
-        .when(pl.col("wide").is_not_null().all().over(device))
+        .when(pl.col("wide").is_not_null().all().over(_SENSOR))
         .then(pl.lit("source"))
         .otherwise(pl.lit("nothing"))
     )
@@ -236,6 +245,14 @@ def _against_others(table: pl.DataFrame) -> pl.DataFrame:
         .otherwise(0.0)
     )
     return table.with_columns(compared_with=compared).with_columns(value=pl.col("own") - reference)
+
+
+def _all_aged(compared: pl.DataFrame) -> pl.DataFrame:
+    groups = compared.sort(*_SENSOR, "day").partition_by(_SENSOR, maintain_order=True)
+    # Of those that stand still there is nothing to ask.
+    moving = [group for group in groups if group["value"].n_unique() > 1]
+    rows = [_aged(group, len(moving)) for group in moving]
+    return pl.DataFrame(rows, schema=dict(AGEING_SCHEMA), orient="row")
 
 
 def _aged(group: pl.DataFrame, tests: int) -> tuple[Any, ...]:

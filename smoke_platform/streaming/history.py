@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from itertools import pairwise
@@ -35,6 +35,7 @@ from smoke_platform.adapters.history_tables import (
 from smoke_platform.adapters.lake import READINGS, Lake
 from smoke_platform.adapters.reports import ReportStore, StoredReport
 from smoke_platform.domain import history, history_words
+from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.history_devices import DeviceSummary, least_z
 from smoke_platform.domain.history_summary import BUCKETS, PartSummary
 from smoke_platform.domain.lake_records import DAY
@@ -149,18 +150,26 @@ def tell(settings: Settings, engine: Engine | None = None) -> tuple[history.Hist
 
 @contextmanager
 def mapper(settings: Settings, engine: Engine) -> Iterator[tuple[str, str, Mapper]]:
-    """(engine, why it was chosen, the mapper).
+    """(``spark`` or ``local``, why, the mapper). ``auto`` is Spark, and this process where Spark can't be had.
 
     Raises:
         SmokeError: ``spark`` is asked for and can't be had.
     """
     if engine == "local":
-        yield "local", "as asked for", in_process
+        yield "local", "as set", in_process
         return
     from smoke_platform.streaming.history_spark import on_spark
 
-    with on_spark(settings) as do:
-        yield "spark", "", do
+    with ExitStack() as stack:
+        try:
+            do = stack.enter_context(on_spark(settings))
+        except SmokeError as fault:
+            if engine == "spark":
+                raise
+            log.warning("history: goes without Spark: %s", fault)
+            yield "local", f"without Spark: {fault.message}", in_process
+        else:
+            yield "spark", settings.spark_master, do
 
 
 # -- days ---------------------------------------------------------------------------------------------

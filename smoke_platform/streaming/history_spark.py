@@ -18,45 +18,25 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from smoke_platform.adapters.spark import session
+from smoke_platform.domain.errors import SmokeError
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.history_work import Frames, Mapper, Piece
 
+_LONGEST_CAUSE = 500
 _SCHEMA = "piece long, name string, frame binary"
 _ARROW = pa.schema([("piece", pa.int64()), ("name", pa.string()), ("frame", pa.binary())])
 
 
 @contextmanager
 def on_spark(settings: Settings) -> Iterator[Mapper]:
-    """A mapper on a Spark session of its own, which ends with it."""
-    with _session(settings) as spark:
+    """A mapper on a Spark session of its own, which ends with it.
+
+    Raises:
+        SmokeError: there is no JDK for Spark, or Spark does not start.
+    """
+    with session(settings, "smoke history", kafka=False) as spark:
         yield lambda pieces: _map(spark, pieces)
-
-
-@contextmanager
-def _session(settings: Settings) -> Iterator[Any]:
-    import os
-    import sys
-
-    from pyspark.sql import SparkSession
-
-    os.environ["PYSPARK_PYTHON"] = sys.executable
-
-    builder = SparkSession.builder.appName("smoke history").master("local[*]")
-    for name, value in {
-        "spark.ui.enabled": "false",
-        "spark.pyspark.python": sys.executable,
-        "spark.executorEnv.POLARS_MAX_THREADS": "1",
-        "spark.executorEnv.OMP_NUM_THREADS": "1",
-        "spark.driver.host": "127.0.0.1",
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.log.level": "WARN",
-    }.items():
-        builder = builder.config(name, value)
-    spark = builder.getOrCreate()
-    try:
-        yield spark
-    finally:
-        spark.stop()
 
 
 def _map(spark: Any, pieces: Sequence[Piece]) -> list[Frames]:
@@ -69,12 +49,24 @@ def _map(spark: Any, pieces: Sequence[Piece]) -> list[Frames]:
             for number in batch.column(0).to_pylist():
                 yield _packed(number, work[number].do())
 
-    # As many partitions as numbers: a piece a task.
-    answers = spark.range(0, len(work), 1, len(work)).mapInArrow(do, _SCHEMA).toArrow()
+    from pyspark.errors import PySparkException
+
+    try:
+        # As many partitions as numbers: a piece a task.
+        answers = spark.range(0, len(work), 1, len(work)).mapInArrow(do, _SCHEMA).toArrow()
+    except PySparkException as fault:
+        raise SmokeError(f"a piece of the history failed on Spark: {_cause(str(fault))}") from fault
     found: list[Frames] = [{} for _ in work]
     for piece, name, packed in zip(*(answers[column].to_pylist() for column in _ARROW.names), strict=True):
         found[piece][name] = pl.read_ipc(io.BytesIO(packed))
     return found
+
+
+def _cause(text: str) -> str:
+    """What a Python process on an executor died of, out of Spark's account of it: the last line of its traceback."""
+    lines = text.split("JVM stacktrace", 1)[0].splitlines()
+    told = [line.strip() for line in lines if line and not line[0].isspace() and "SQLSTATE" not in line]
+    return (told or ["for no reason that Spark tells"])[-1][:_LONGEST_CAUSE]
 
 
 def _packed(number: int, frames: Frames) -> pa.RecordBatch:
