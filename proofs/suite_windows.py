@@ -34,7 +34,7 @@ def suite() -> dict[str, Any]:
             shutil.rmtree(home, ignore_errors=True)
         for fault in findings.faults:
             click.echo(f"  FAULT {fault}", err=True)
-        runs.append({"seconds": round(time.monotonic() - began, 1), **findings.as_dict()})
+        runs.append({"took_s": round(time.monotonic() - began, 1), **findings.as_dict()})
     return {
         "ok": all(run["ok"] for run in runs),
         "kills": sum(len(run["kill_reports"]) for run in runs),

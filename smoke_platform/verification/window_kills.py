@@ -82,7 +82,7 @@ class WindowKillPlan:
     seed: int
     kills: int
     devices: int = 12
-    seconds: int = 1500
+    seconds: int = 3600
 
 
 @dataclass(slots=True)
@@ -233,13 +233,13 @@ def _one_kill(
     process = _start(contender.work, contender, settings)
     try:
         # Sometimes before the first commit, sometimes while the last windows of what is there are appended.
-        share = chance.choice([0.0, 0.05, 0.3, 0.6, 0.95, 1.0])
+        share = chance.choice([0.0, 0.05, 0.2, 0.4, 0.6, 0.8])
         of_windows = chance.random() < 0.5
         goal = _done(before, of_windows=of_windows) + round(share * (sent - _done(before, of_windows=of_windows)))
         for found in _watch(probe, process):
             if share == 0.0 or _done(found, of_windows=of_windows) >= goal:
                 break
-        time.sleep(chance.uniform(0.0, 3.0 if share == 0.0 else 0.3))
+        time.sleep(chance.uniform(0.0, 3.0 if share == 0.0 else 0.1))
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()

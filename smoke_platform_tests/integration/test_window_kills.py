@@ -16,7 +16,7 @@ from smoke_platform.verification.window_kills import WindowKillPlan, faults_of, 
 
 pytestmark = pytest.mark.integration
 
-PLAN = WindowKillPlan(engine="local", seed=11, kills=3, devices=6, seconds=1000)
+PLAN = WindowKillPlan(engine="local", seed=11, kills=3, devices=8, seconds=1500)
 
 
 def test_a_killed_engine_leaves_the_table_of_an_undisturbed_one(
