@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -18,7 +19,9 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import polars as pl
+import psutil
 import pytest
+from click.testing import CliRunner
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -28,6 +31,7 @@ from smoke_platform.adapters.lake import READINGS, Lake
 from smoke_platform.adapters.lease import LeaseHeld, kill_holder, probe
 from smoke_platform.adapters.scorer import OnnxScorer, read_champion
 from smoke_platform.adapters.spark import close_session, open_session
+from smoke_platform.cli.main import root
 from smoke_platform.domain import features, rules
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.lake_records import RECORD_TABLES
@@ -456,3 +460,42 @@ def test_dagster_starts_it_shows_what_it_does_and_starts_it_again(
         orchestration.CHECK_WINDOWS,
     }
     assert supervisor.step(instance).kind is orchestration.Kind.LEAVE
+
+
+PARENT = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", sys.argv[1]])
+"""
+CHILD = """
+import os, time
+from smoke_platform.orchestration.spark_child import leave_with
+leave_with(os.getppid())
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_driver_does_not_outlive_the_run_that_started_it() -> None:
+    """It would hold the lease, so that no other run could start, and nobody would see what it does."""
+    with subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert psutil.pid_exists(pid)
+        parent.kill()
+    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 20)
+
+
+def test_status_says_what_runs_and_what_is_missing(platform: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator asks before a night of waiting, not after it."""
+    produce(platform, rough_stream(SEED, devices=1, seconds=20))
+    environment = {**platform.environment(), "SMOKE_ENGINE": "spark"}
+    answer = CliRunner().invoke(root, ["spark", "status", "--json"], env=environment)
+    shown = json.loads(answer.output)
+    assert (shown["engine"], shown["master"], shown["running"], shown["fault"]) == ("spark", MASTER, False, None)
+    assert shown["lag"] > 0
+    assert shown["jars"].startswith("complete")
+    assert shown["java"].startswith(("17", "21"))
+    monkeypatch.setattr("smoke_platform.adapters.java.SPARK_JAVAS", (999,))
+    answer = CliRunner().invoke(root, ["spark", "status"], env=environment)
+    assert "Spark needs a full JDK 999" in answer.output
+    assert "messages wait to be landed" in answer.output
