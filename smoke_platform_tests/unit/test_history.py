@@ -214,6 +214,17 @@ def test_a_sensor_ages_when_it_leaves_the_others() -> None:
     assert ageing(days_of({"d3": values["d3"][:10]}, "baseline"), {}).is_empty()
 
 
+def test_days_that_remember_each_other_do_not_age() -> None:
+    """Or a room whose air changes slowly has a new broken sensor in every report."""
+    chance = np.random.default_rng(11)
+    shocks = chance.normal(size=(60, 45))
+    walks = np.zeros_like(shocks)
+    for day in range(1, 45):
+        walks[:, day] = 0.8 * walks[:, day - 1] + shocks[:, day]
+    found = ageing(days_of({f"d{row}": walks[row] for row in range(60)}, "baseline"), {})
+    assert found["ages"].sum() <= 1
+
+
 def test_others_of_the_same_site_come_first() -> None:
     """Or a heated hall is compared with a cold store two towns away."""
     chance = np.random.default_rng(9)
