@@ -77,7 +77,7 @@ CONTENDERS: Mapping[str, Contender] = {
 class WindowKillPlan:
     """One run: a platform of its own. Everything that is left to chance comes from ``seed``.
 
-    A process that does nothing for ``patience_s`` is at fault, not slow; on a busy machine Spark takes a minute to start.
+    A process that does nothing for ``patience_s`` is at fault, not slow. Spark may take a minute to start.
     """
 
     engine: str
