@@ -22,7 +22,7 @@ from smoke_platform.verification.window_kills import WindowKillPlan, run
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = "smoke_platform_tests/integration/test_spark.py"
 WORKERS, CORES = 2, 2
-PLAN = WindowKillPlan(engine="spark", seed=2, kills=4)
+PLAN = WindowKillPlan(engine="spark", seed=2, kills=4, seconds=1500, patience_s=600.0)
 
 
 def suite() -> dict[str, Any]:
@@ -43,7 +43,7 @@ def suite() -> dict[str, Any]:
                 home / "kills",
                 settings,
                 lambda text: click.echo(f"  {text}", err=True),
-                {"SPARK_MASTER": cluster.url, "SPARK_CORES": "2"},
+                {"SPARK_MASTER": cluster.url, "SPARK_CORES": "2", "SPARK_BATCH_ROWS": "1800"},
             )
             kills = {"seconds": round(time.monotonic() - began, 1), **findings.as_dict()}
             alive = sum(worker.poll() is None for worker in cluster.workers)

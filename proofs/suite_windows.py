@@ -18,7 +18,7 @@ from smoke_platform.verification.window_kills import WindowKillPlan, run
 PLANS = (
     *(WindowKillPlan(engine="local", seed=seed, kills=10) for seed in (1, 2, 3)),
     # Spark takes ten seconds to start each time.
-    WindowKillPlan(engine="spark", seed=1, kills=10),
+    WindowKillPlan(engine="spark", seed=1, kills=10, patience_s=600.0),
 )
 
 

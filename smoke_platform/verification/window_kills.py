@@ -36,7 +36,6 @@ from smoke_platform.streaming.windows import WindowsProbe, WindowsStanding
 from smoke_platform.verification.run import Say, private_settings
 
 PARTITIONS = 3
-#: A process that does nothing for this long is at fault, not slow.
 PATIENCE_S = 120.0
 START = datetime(2026, 11, 1, 10, tzinfo=UTC)
 
@@ -76,13 +75,17 @@ CONTENDERS: Mapping[str, Contender] = {
 
 @dataclass(frozen=True, slots=True)
 class WindowKillPlan:
-    """One run: a platform of its own. Everything that is left to chance comes from ``seed``."""
+    """One run: a platform of its own. Everything that is left to chance comes from ``seed``.
+
+    A process that does nothing for ``patience_s`` is at fault, not slow. Spark may take a minute to start.
+    """
 
     engine: str
     seed: int
     kills: int
     devices: int = 12
     seconds: int = 3600
+    patience_s: float = PATIENCE_S
 
 
 @dataclass(slots=True)
@@ -167,9 +170,9 @@ def run(
             _send(producer, stream[number * share : (number + 1) * share])
             findings.kills.append(_one_kill(plan, number, contender, private, standing))
             say(f"kill {number + 1} of {plan.kills}: {findings.kills[-1]}")
-        _finish(contender, private)
+        _finish(contender, private, plan.patience_s)
         undisturbed = load_settings(private.environment(), home / "no.env", SMOKE_HOME=str(home / "undisturbed"))
-        _finish(contender, undisturbed)
+        _finish(contender, undisturbed, plan.patience_s)
         findings.readings = len(stream)
         _judge(findings, private, undisturbed)
     return findings
@@ -236,7 +239,7 @@ def _one_kill(
         share = chance.choice([0.0, 0.05, 0.2, 0.4, 0.6, 0.8])
         of_windows = chance.random() < 0.5
         goal = _done(before, of_windows=of_windows) + round(share * (sent - _done(before, of_windows=of_windows)))
-        for found in _watch(probe, process):
+        for found in _watch(probe, process, plan.patience_s):
             if share == 0.0 or _done(found, of_windows=of_windows) >= goal:
                 break
         time.sleep(chance.uniform(0.0, 3.0 if share == 0.0 else 0.1))
@@ -254,14 +257,14 @@ def _done(standing: WindowsStanding, *, of_windows: bool) -> int:
     return sum((standing.positions if of_windows else standing.landed).values())
 
 
-def _watch(probe: WindowsProbe, process: subprocess.Popen[bytes]) -> Iterator[WindowsStanding]:
-    deadline = time.monotonic() + PATIENCE_S
+def _watch(probe: WindowsProbe, process: subprocess.Popen[bytes], patience_s: float) -> Iterator[WindowsStanding]:
+    deadline = time.monotonic() + patience_s
     while True:
         yield probe.standing(10.0)
         if process.poll() is not None:
             raise SmokeError(f"the engine ended by itself with {process.returncode}")
         if time.monotonic() > deadline:
-            raise SmokeError(f"the engine has not come as far as it should in {PATIENCE_S:g} s")
+            raise SmokeError(f"the engine has not come as far as it should in {patience_s:g} s")
         time.sleep(0.02)
 
 
@@ -274,14 +277,14 @@ def _start(arguments: tuple[str, ...], contender: Contender, settings: Settings)
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
 
-def _finish(contender: Contender, settings: Settings) -> None:
+def _finish(contender: Contender, settings: Settings, patience_s: float) -> None:
     process = _start(contender.finish, contender, settings)
     try:
-        code = process.wait(PATIENCE_S * 2)
+        code = process.wait(patience_s * 2)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        raise SmokeError(f"{' '.join(contender.finish)} did not end in {PATIENCE_S * 2:g} s") from None
+        raise SmokeError(f"{' '.join(contender.finish)} did not end in {patience_s * 2:g} s") from None
     if code:
         raise SmokeError(f"{' '.join(contender.finish)} ended with {code}; see {settings.home / 'engine.log'}")
 

@@ -314,11 +314,11 @@ def start_driver(settings: Settings) -> subprocess.Popen[bytes]:
 def test_kill_at_any_moment_loses_and_doubles_nothing(platform: Settings, spark: Any) -> None:
     """kill -9 of the driver while executors write files, letters are sent, readings and windows are committed."""
     rng = random.Random(SEED)  # noqa: S311 - reproducible on purpose
-    produce(platform, rough_stream(SEED + 3))
+    produce(platform, rough_stream(SEED + 3, seconds=800))
     standing_of = StandingProbe(platform)
     waiting = [sum(standing_of.standing().lag.values())]
     for number in range(KILLS):
-        driver = start_driver(platform.model_copy(update={"spark_batch_rows": 600}))
+        driver = start_driver(platform.model_copy(update={"spark_batch_rows": 800}))
         try:
             # The first dies before its first commit, the others some commits later.
             target = waiting[-1] - (0 if number == 0 else rng.randrange(1, 1500))
@@ -366,7 +366,8 @@ def test_scores_are_those_of_the_kernels_and_the_first_one_stays(
 ) -> None:
     """A month without a detector is scored afterwards; what the detector has said meanwhile must stand."""
     day = date(2026, 11, 2)
-    frame = simulate(3, datetime(2026, 11, 1, 23, 40, tzinfo=UTC), 1800, SEED, missing_share=0.05)
+    # From before the quarter of an hour that warms the features up, so that something must be left out.
+    frame = simulate(2, datetime(2026, 11, 1, 23, 42, tzinfo=UTC), 1500, SEED, missing_share=0.05)
     keys, values = encode_readings(frame.sort("event_time", "device_id"))
     produce(platform, list(zip(keys, values, strict=True)))
     SparkLanding(platform, "test", once=True, spark=spark, windows=False).run()
@@ -424,7 +425,7 @@ def test_dagster_starts_it_shows_what_it_does_and_starts_it_again(
     platform: Settings, instance: dg.DagsterInstance
 ) -> None:
     """An operator sees the same assets and checks with either engine, and a dead driver is replaced without a hand."""
-    settings = platform.model_copy(update={"engine": "spark", "stream_idle_seconds": 5.0})
+    settings = platform.model_copy(update={"engine": "spark", "stream_idle_seconds": 4.0})
     job = orchestration.definitions(settings).resolve_job_def(names.JOB_LANDING)
     supervisor = orchestration.Supervisor(settings)
     produce(settings, rough_stream(SEED + 4, devices=3, seconds=700))
