@@ -297,7 +297,7 @@ class Settings(BaseModel):
     history_part_rows: int = _setting(
         "SMOKE_HISTORY_PART_ROWS",
         1_000_000,
-        "Readings of a day that one task of the history takes at most; some 400 MB of memory for a million",
+        "Readings of a day that one task of the history takes at most; some 800 MB of memory for a million",
         section="History",
         ge=1_000,
         le=100_000_000,

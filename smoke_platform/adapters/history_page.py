@@ -19,7 +19,7 @@ from smoke_platform.adapters.history_tables import FINDINGS_SCHEMA
 from smoke_platform.adapters.reports import Section, page, to_json
 from smoke_platform.domain.history import WEEKDAYS, History, copy_as_dict
 from smoke_platform.domain.history_devices import LEAST_Z
-from smoke_platform.domain.history_trends import LEAST_DAYS_TO_JUDGE
+from smoke_platform.domain.history_trends import LEAST_DAYS_TO_JUDGE, LEAST_SPREADS_OF_DRIFT
 from smoke_platform.domain.history_words import sentences
 from smoke_platform.domain.readings import SENSOR_BY_NAME, SENSOR_NAMES
 
@@ -303,9 +303,10 @@ def _ageing(history: History, source: str, mine: pl.Expr) -> Section:
     ]
     note = (
         "Slope of the quiet baseline (median of a day's hourly medians) against the other devices, by Theil and Sen, "
-        "with the 95% interval. It ages where the interval for all sensors together leaves out zero and the drift is "
-        f"two of the days' own spreads or more. From {LEAST_DAYS_TO_JUDGE} days on. The figure has drifts over all "
-        "days in those spreads."
+        "with the 95% interval; the others are taken off as strongly as the sensor follows them from day to day. It "
+        "ages where the interval for all sensors together leaves out zero and the drift is at least "
+        f"{LEAST_SPREADS_OF_DRIFT:g} of the days' own spreads. From {LEAST_DAYS_TO_JUDGE} days on. The figure has "
+        "drifts over all days in those spreads."
     )
     figure = svg.intervals("Drift over all days, in spreads of the days, with 95% intervals", bars) if bars else ""
     return Section(f"Ageing of sensors ({source})", rows, note, figure)

@@ -20,11 +20,11 @@ a day consisted of, and are written last.
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any, Final
-from zlib import crc32
 
 import polars as pl
 import pyarrow as pa
@@ -278,7 +278,8 @@ def _among(column: str, values: Sequence[str]) -> str:
 def part_of_day(lake: Lake, version: int, day: date, part: int, parts: int) -> pl.DataFrame:
     """The readings of a day that are part ``part`` of ``parts``: those of some devices, each of them whole.
 
-    Which devices is decided by a hash of their ids that every machine and version computes alike.
+    The devices are dealt out so that the parts are about equal, by counts that each task takes of the same version: no
+    task has to tell another.
 
     Args:
         version: of ``lake/readings``, so that all parts of a day are of one moment.
@@ -288,10 +289,24 @@ def part_of_day(lake: Lake, version: int, day: date, part: int, parts: int) -> p
     """
     of_day = pl.scan_delta(DeltaTable(lake.address(READINGS), version=version)).filter(pl.col(PARTITION_COLUMN) == day)
     if parts > 1:
-        devices = of_day.select("device_id").unique().collect(engine="streaming")["device_id"].to_list()
-        mine = [device for device in devices if crc32(device.encode()) // history_summary.BUCKETS % parts == part]
-        of_day = of_day.filter(pl.col("device_id").is_in(mine))
+        counts = of_day.group_by("device_id").len().collect(engine="streaming")
+        of_day = of_day.filter(pl.col("device_id").is_in(dealt(dict(counts.iter_rows()), parts)[part]))
     return of_day.select(history_summary.COLUMNS).collect(engine="streaming")
+
+
+def dealt(counts: Mapping[str, int], parts: int) -> list[list[str]]:
+    """The devices of each part: the largest first, each to the part that has least so far.
+
+    >>> dealt({"a": 3, "b": 2, "c": 2, "d": 1}, 2)
+    [['a', 'd'], ['b', 'c']]
+    """
+    found: list[list[str]] = [[] for _ in range(parts)]
+    heap = [(0, part) for part in range(parts)]
+    for device, rows in sorted(counts.items(), key=lambda entry: (-entry[1], entry[0])):
+        taken, part = heapq.heappop(heap)
+        found[part].append(device)
+        heapq.heappush(heap, (taken + rows, part))
+    return found
 
 
 def day_of_predictions(lake: Lake, version: int, day: date) -> pl.LazyFrame:

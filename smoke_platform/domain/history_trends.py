@@ -26,16 +26,18 @@ from smoke_platform.domain.readings import ALL_SENSOR_NAMES
 LEAST_DAYS_FOR_TREND: Final = 3
 #: From so many days on it can be told from the days' own spread.
 LEAST_DAYS_TO_JUDGE: Final = 14
-#: Chance of any false finding among all that are looked at.
-FAMILY_ERROR: Final = 0.05
+#: Chance of any false finding of a kind among all that are looked at: one report in a hundred.
+FAMILY_ERROR: Final = 0.01
 #: Of each reported interval.
 CONFIDENCE: Final = 0.95
 #: A device is compared with the others of its site, or of its source, where there are so many that day.
 LEAST_FLEET: Final = 5
 #: A drift that is smaller than this many of the days' own robust spreads is no reason to calibrate.
-LEAST_SPREADS_OF_DRIFT: Final = 2.0
+LEAST_SPREADS_OF_DRIFT: Final = 3.0
 #: More days than this are put together evenly before slopes are taken between all pairs of them.
 MOST_POINTS: Final = 120
+#: How strongly a room follows the others before its days are looked at: as they do, give or take this.
+GAIN_SPREAD: Final = 0.3
 #: Autocorrelation beyond this would make intervals meaningless; there the days are too few for a verdict.
 _LARGEST_CORRELATION: Final = 0.9
 
@@ -171,8 +173,11 @@ AGEING_SCHEMA: Final[Mapping[str, pl.DataType]] = {
 def ageing(days: pl.DataFrame, sites: Mapping[str, str]) -> pl.DataFrame:
     """Drift of each sensor's quiet baseline, against the other devices where there are enough of them.
 
-    The baseline of a day is the median of its hourly medians, which no episode of less than half a day moves. Its slope
-    is Theil and Sen's, the interval Sen's with the variance widened by the residuals' correlation from day to day.
+    The baseline of a day is the median of its hourly medians, which no episode of less than half a day moves. What the
+    others did is taken off as strongly as this sensor follows them from day to day: a damp cellar answers to the
+    weather otherwise than a dry attic, and neither is a fault. The slope of what is left is Theil and Sen's; the
+    interval is Sen's, with the variance widened by the residuals' correlation from day to day, and by as much as the
+    strength of following is uncertain, which counts where the others have a trend themselves.
 
     Args:
         sites: device id -> site.
@@ -211,7 +216,10 @@ _SENSOR: Final = ("source", "device_id", "sensor")
 
 
 def _against_others(table: pl.DataFrame, left_out: pl.DataFrame) -> pl.DataFrame:
-    """``value`` less what the others of the site, else of the source, did that day; ``compared_with`` says which.
+    """What the others of the site, else of the source, did that day.
+
+    Adds ``own`` (the value less its median), ``reference`` (the others' median of that, 0 where there are too few),
+    ``doubt`` (variance of the reference, by how far the others are apart) and ``compared_with``, which says whom.
 
     Args:
         left_out: sensors (``source, device_id, sensor``) that no other is compared with.
@@ -228,6 +236,9 @@ def _against_others(table: pl.DataFrame, left_out: pl.DataFrame) -> pl.DataFrame
             judges.median().over(near)
         ),
         wide=pl.when(judges.count().over(wide) >= LEAST_FLEET).then(judges.median().over(wide)),
+        # Of a median of n with a robust spread s: (1.25 s)^2 / n.
+        near_doubt=((judges - judges.median()).abs().median().over(near) * 1.86) ** 2 / judges.count().over(near),
+        wide_doubt=((judges - judges.median()).abs().median().over(wide) * 1.86) ** 2 / judges.count().over(wide),
     )
     # One reference for a device's whole life: a change of reference would be a step.
     compared = (
@@ -237,20 +248,23 @@ def _against_others(table: pl.DataFrame, left_out: pl.DataFrame) -> pl.DataFrame
         .then(pl.lit("source"))
         .otherwise(pl.lit("nothing"))
     )
-    reference = (
-        pl.when(pl.col("compared_with") == "site")
-        .then("near")
-        .when(pl.col("compared_with") == "source")
-        .then("wide")
-        .otherwise(0.0)
-    )
-    return table.with_columns(compared_with=compared).with_columns(value=pl.col("own") - reference)
+
+    def chosen(suffix: str) -> pl.Expr:
+        return (
+            pl.when(pl.col("compared_with") == "site")
+            .then(f"near{suffix}")
+            .when(pl.col("compared_with") == "source")
+            .then(f"wide{suffix}")
+            .otherwise(0.0)
+        )
+
+    return table.with_columns(compared_with=compared).with_columns(reference=chosen(""), doubt=chosen("_doubt"))
 
 
 def _all_aged(compared: pl.DataFrame) -> pl.DataFrame:
     groups = compared.sort(*_SENSOR, "day").partition_by(_SENSOR, maintain_order=True)
     # Of those that stand still there is nothing to ask.
-    moving = [group for group in groups if group["value"].n_unique() > 1]
+    moving = [group for group in groups if group["own"].n_unique() > 1]
     rows = [_aged(group, len(moving)) for group in moving]
     return pl.DataFrame(rows, schema=dict(AGEING_SCHEMA), orient="row")
 
@@ -258,9 +272,15 @@ def _all_aged(compared: pl.DataFrame) -> pl.DataFrame:
 def _aged(group: pl.DataFrame, tests: int) -> tuple[Any, ...]:
     """A row of ``AGEING_SCHEMA`` of the days of one sensor."""
     x = group["day"].cast(pl.Int32).to_numpy().astype(np.float64)
-    y = group["value"].to_numpy().astype(np.float64)
-    slope, spread, intervals = theil_sen(x, y, (CONFIDENCE, 1 - FAMILY_ERROR / max(1, tests)))
-    (low, high), (all_low, all_high) = intervals
+    own, reference, doubt = (group[name].to_numpy().astype(np.float64) for name in ("own", "reference", "doubt"))
+    gain, uncertain = _following(x, own, reference, float(doubt.mean()))
+    confidences = (CONFIDENCE, 1 - FAMILY_ERROR / max(1, tests))
+    slope, spread, intervals = theil_sen(x, own - gain * reference, confidences)
+    common = uncertain * float(np.polyfit(x - x.mean(), reference, 1)[0])
+    (low, high), (all_low, all_high) = (
+        _widened(slope, interval, common * NormalDist().inv_cdf(0.5 + confidence / 2))
+        for interval, confidence in zip(intervals, confidences, strict=True)
+    )
     drift = slope * float(x[-1] - x[0])
     ages = (
         not all_low <= 0 <= all_high
@@ -278,6 +298,37 @@ def _aged(group: pl.DataFrame, tests: int) -> tuple[Any, ...]:
         group["compared_with"][0],
         ages,
     )
+
+
+def _following(x: _Floats, own: _Floats, reference: _Floats, doubt: float) -> tuple[float, float]:
+    """How strongly ``own`` follows ``reference`` from day to day, and how uncertain that is.
+
+    Both without their own trend over ``x``, so that a drift is not taken for a weaker response. A wavering reference
+    makes the response look weaker than it is; its share of ``doubt`` counts as uncertainty. Where the days say little,
+    it is 1, give or take ``GAIN_SPREAD``.
+    """
+    first, second = (side - np.polyval(np.polyfit(x - x.mean(), side, 1), x - x.mean()) for side in (reference, own))
+    squares = float(first @ first)
+    if squares <= 0:
+        return 1.0, GAIN_SPREAD
+    seen = float(first @ second) / squares
+    left = second - seen * first
+    error = float(left @ left) / max(1, len(x) - 3) / squares * _widening(left)
+    variance = error + (seen * doubt * len(x) / squares) ** 2
+    weight, before = 1 / max(variance, 1e-12), 1 / GAIN_SPREAD**2
+    return (seen * weight + before) / (weight + before), 1 / math.sqrt(weight + before)
+
+
+def _widening(left: _Floats) -> float:
+    """By how much a variance grows because residuals resemble those of the day before."""
+    squares = float(left @ left)
+    again = min(max(float(left[1:] @ left[:-1]) / squares, 0.0), _LARGEST_CORRELATION) if squares > 0 else 0.0
+    return (1 + again) / (1 - again)
+
+
+def _widened(slope: float, interval: tuple[float, float], more: float) -> tuple[float, float]:
+    low, high = interval
+    return slope - math.hypot(slope - low, more), slope + math.hypot(high - slope, more)
 
 
 def theil_sen(x: _Floats, y: _Floats, confidences: Sequence[float]) -> tuple[float, float, list[tuple[float, float]]]:
@@ -299,10 +350,8 @@ def theil_sen(x: _Floats, y: _Floats, confidences: Sequence[float]) -> tuple[flo
     left = y - slope * x
     left = left - np.median(left)
     spread = 1.4826 * float(np.median(np.abs(left)))
-    squares = float(left @ left)
-    again = min(max(float(left[1:] @ left[:-1]) / squares, 0.0), _LARGEST_CORRELATION) if squares > 0 else 0.0
     n = len(x)
-    deviation = math.sqrt(n * (n - 1) * (2 * n + 5) / 18 * (1 + again) / (1 - again))
+    deviation = math.sqrt(n * (n - 1) * (2 * n + 5) / 18 * _widening(left))
     intervals = []
     for confidence in confidences:
         reach = NormalDist().inv_cdf(0.5 + confidence / 2) * deviation

@@ -48,7 +48,7 @@ Engine = Literal["auto", "spark", "local"]
 
 #: Pieces that one job has: their rows are in this process at once, and are lost with it.
 PIECES_AT_ONCE = 64
-#: Hours of devices that one piece of the second round takes: some 250 MB.
+#: Hours of devices that one piece takes: some 250 MB.
 HOURS_PER_PIECE = 400_000
 
 

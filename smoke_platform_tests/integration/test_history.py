@@ -136,6 +136,16 @@ def test_many_parts_on_spark_equal_one_process(
     assert here["predictions"]["models"][0]["readings"] == 10
 
 
+def test_parts_are_about_equal_and_hold_each_device_whole() -> None:
+    """Or one executor gets half of the fleet and runs out of memory, or a device is counted twice."""
+    counts = {f"d{number}": 3600 for number in range(97)} | {"chatty": 30_000, "rare": 1}
+    parts = history_tables.dealt(counts, 10)
+    assert sorted(device for part in parts for device in part) == sorted(counts)
+    sizes = [sum(counts[device] for device in part) for part in parts]
+    assert max(sizes) - min(sizes) <= 3600
+    assert history_tables.dealt(dict(reversed(counts.items())), 10) == parts
+
+
 def test_without_a_jdk_it_goes_on_and_says_so(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a machine without a JDK never has a history, or nobody knows that it was made without Spark."""
 

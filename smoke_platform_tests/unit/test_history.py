@@ -214,6 +214,19 @@ def test_a_sensor_ages_when_it_leaves_the_others() -> None:
     assert ageing(days_of({"d3": values["d3"][:10]}, "baseline"), {}).is_empty()
 
 
+def test_a_room_that_answers_more_strongly_does_not_age() -> None:
+    """Or in spring the attic's thermometers are sent in for calibration, and one that drifts in it is not."""
+    chance = np.random.default_rng(12)
+    spring = 0.2 * np.arange(42) + chance.normal(0, 1, 42)
+    gains = (1.0, 0.9, 1.1, 1.0, 1.0, 0.95, 1.05, 1.6, 0.5, 1.0)
+    values = {f"d{n}": 20 + gain * spring + chance.normal(0, 0.1, 42) for n, gain in enumerate(gains)}
+    assert ageing(days_of(values, "baseline"), {})["ages"].sum() == 0
+    values["d7"] = values["d7"] + 0.05 * np.arange(42)
+    found = ageing(days_of(values, "baseline"), {}).filter("ages")
+    assert found["device_id"].to_list() == ["d7"]
+    assert found["low"][0] < 0.35 < found["high"][0]
+
+
 def test_days_that_remember_each_other_do_not_age() -> None:
     """Or a room whose air changes slowly has a new broken sensor in every report."""
     chance = np.random.default_rng(11)
