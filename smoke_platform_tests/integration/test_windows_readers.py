@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,25 @@ from smoke_platform_tests.integration.test_api import Served, serving
 
 pytestmark = pytest.mark.integration
 
-#: The device's clock stands at 20 seconds past the minute, 16 minutes after the first reading.
-NOW = datetime.now(UTC).replace(second=20, microsecond=0)
-FIRST = NOW - timedelta(seconds=960)
 ODD = "hall/<b>3"
 
 
-def readings(device: str, *, first: datetime = FIRST, seconds: int = 961, value: float = 21.0) -> pl.DataFrame:
+@cache
+def now() -> datetime:
+    """When the device's clock stood at 20 seconds past the minute.
+
+    Asked first when the tests run: this file was read many minutes before, in which a device would have fallen silent.
+    """
+    return datetime.now(UTC).replace(second=20, microsecond=0)
+
+
+def first_reading() -> datetime:
+    return now() - timedelta(seconds=960)
+
+
+def readings(device: str, *, first: datetime | None = None, seconds: int = 961, value: float = 21.0) -> pl.DataFrame:
     """One reading a second, landed as it was measured; temperature and PM2.5 alone are measured."""
-    times = [first + timedelta(seconds=second) for second in range(seconds)]
+    times = [(first or first_reading()) + timedelta(seconds=second) for second in range(seconds)]
     rows = [
         {
             "event_date": moment.date(),
@@ -66,12 +77,12 @@ _TIME = pl.Datetime("us", "UTC")
 _KINDS = {"event_time": _TIME, "append_time": _TIME, "ingest_time": _TIME, "partition": pl.Int32}
 
 
-def fill(lake: Lake, frame: pl.DataFrame, *, written_at: datetime = NOW) -> pl.DataFrame:
+def fill(lake: Lake, frame: pl.DataFrame, *, written_at: datetime | None = None) -> pl.DataFrame:
     """Puts readings into the lake, and the windows that are over on their device's clock."""
     lake.append(READINGS, pl.from_arrow(frame.to_arrow().cast(READINGS_SCHEMA)), ["event_date"])  # type: ignore[arg-type]
     over = compute(frame.select(READING_COLUMNS)).filter(pl.col("window_end") <= frame["event_time"].max())
     lake.create(WINDOWS, WINDOWS_SHAPE.schema, [WINDOWS_SHAPE.day], WINDOWS_SHAPE.configuration)
-    lake.append(WINDOWS, stamped(over, written_at))
+    lake.append(WINDOWS, stamped(over, written_at or now()))
     return over
 
 
@@ -82,14 +93,14 @@ def api(tmp_path_factory: pytest.TempPathFactory, settings_for: Callable[..., Se
     lake = Lake(settings.lake)
     fill(lake, readings("attic"))
     fill(lake, readings(ODD, value=60.0))
-    fill(lake, readings("gone", first=FIRST - timedelta(hours=1)), written_at=NOW - timedelta(hours=1))
+    fill(lake, readings("gone", first=first_reading() - timedelta(hours=1)), written_at=now() - timedelta(hours=1))
     # Of one window of the attic an earlier revision, as it stood before a reading came.
     (row,) = WindowTable(lake).of_device("attic", limit=3).tail(1).to_dicts()
     older = {
         **row,
         "revision": row["revision"] - 1,
         "temperature_c_mean": -1.0,
-        "written_at": NOW - timedelta(minutes=3),
+        "written_at": now() - timedelta(minutes=3),
     }
     lake.append(WINDOWS, pl.DataFrame([older], schema=WINDOW_COLUMNS), ["event_date"])
     with serving(settings) as served:
@@ -109,7 +120,7 @@ def test_windows_come_newest_first_with_the_open_one_marked(api: Served) -> None
     found = _windows(api, "attic", limit=5)
     assert [each["open"] for each in found] == [True, False, False, False, False]
     starts = [datetime.fromisoformat(each["window_start"]) for each in found]
-    assert starts == [NOW.replace(second=0) - timedelta(minutes=4 + back) for back in range(5)]
+    assert starts == [now().replace(second=0) - timedelta(minutes=4 + back) for back in range(5)]
     growing, over = found[0], found[1]
     assert (growing["record_count"], growing["written_at"]) == (261, None)
     assert (over["record_count"], over["revision"], over["completeness"]) == (300, 300, 1.0)
@@ -129,7 +140,7 @@ def test_each_window_is_answered_at_its_latest_revision(api: Served) -> None:
 
 def test_times_choose_among_the_windows(api: Served) -> None:
     """An investigation asks for the quarter of an hour before an alarm, in whatever zone its author lives."""
-    since = NOW.replace(second=0) - timedelta(minutes=10)
+    since = now().replace(second=0) - timedelta(minutes=10)
     until = since + timedelta(minutes=3)
     wanted = [since + timedelta(minutes=back) for back in (2, 1, 0)]
     found = _windows(api, "attic", since=since.isoformat(), until=until.isoformat())
@@ -137,7 +148,7 @@ def test_times_choose_among_the_windows(api: Served) -> None:
     east = (since + timedelta(hours=2)).replace(tzinfo=None).isoformat() + "+02:00"
     naive = until.replace(tzinfo=None).isoformat()
     assert _windows(api, "attic", since=east, until=naive) == found
-    assert _windows(api, "attic", since=(NOW + timedelta(days=1)).isoformat()) == []
+    assert _windows(api, "attic", since=(now() + timedelta(days=1)).isoformat()) == []
 
 
 def test_a_device_of_any_name_has_its_windows_and_a_level(api: Served) -> None:
@@ -192,7 +203,7 @@ def test_metrics_and_description_name_the_windows(api: Served) -> None:
     rows = Lake(api.settings.lake).scan(WINDOWS).select(pl.len()).collect().item()
     assert f"smoke_window_rows {float(rows)}" in text
     (line,) = [line for line in text.splitlines() if line.startswith("smoke_window_written_timestamp_seconds ")]
-    assert float(line.split()[1]) == pytest.approx(NOW.timestamp())
+    assert float(line.split()[1]) == pytest.approx(now().timestamp())
     described = api.client.get("/openapi.json").json()["paths"]["/devices/{device_id}/windows"]["get"]
     assert set(described["responses"]) == {"200", "404", "422"}
     schema = described["responses"]["200"]["content"]["application/json"]["schema"]
@@ -203,11 +214,11 @@ def test_metrics_and_description_name_the_windows(api: Served) -> None:
 def test_open_windows_are_those_of_all_who_report(api: Served) -> None:
     """The wall display shows every device that is alive, whatever day its readings are of."""
     lake = Lake(api.settings.lake)
-    found = open_windows(lake, now=NOW)
+    found = open_windows(lake, now=now())
     assert found["device_id"].to_list() == ["attic", ODD]
     assert set(found["record_count"]) == {261}
-    assert open_windows(lake, now=NOW + timedelta(hours=1)).is_empty()
-    assert found.schema == open_windows(lake, now=NOW + timedelta(hours=1)).schema
+    assert open_windows(lake, now=now() + timedelta(hours=1)).is_empty()
+    assert found.schema == open_windows(lake, now=now() + timedelta(hours=1)).schema
 
 
 # -- the command line ------------------------------------------------------------------------------------
@@ -229,7 +240,7 @@ def test_the_command_lists_what_the_api_answers(api: Served) -> None:
     newest = json.loads(_smoke(api, "list", "--json"))
     assert [each["device_id"] for each in newest] == ["attic", ODD]
     assert "HIGH temperature_c" in _smoke(api, "list")
-    since = (NOW - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M")
+    since = (now() - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M")
     assert {each["device_id"] for each in json.loads(_smoke(api, "list", "--since", since, "--json"))} == {"attic", ODD}
 
 
@@ -238,10 +249,13 @@ def test_following_prints_each_window_as_it_is_appended(tmp_path: Path, settings
     settings = settings_for(tmp_path)
     lake = Lake(settings.lake)
     table = [
-        stamped(compute(readings(device, first=FIRST.replace(second=0), seconds=301).select(READING_COLUMNS)), NOW)
+        stamped(
+            compute(readings(device, first=first_reading().replace(second=0), seconds=301).select(READING_COLUMNS)),
+            now(),
+        )
         for device in ("a", "b")
     ]
-    rows = pl.concat(table).filter(pl.col("window_start") == FIRST.replace(second=0))
+    rows = pl.concat(table).filter(pl.col("window_start") == first_reading().replace(second=0))
     lake.append(WINDOWS, rows.clear(), ["event_date"])
     followers = [_Follower(settings, *arguments) for arguments in ((), ("--device", "b"), ("--device", "b", "--json"))]
     try:
@@ -249,7 +263,7 @@ def test_following_prints_each_window_as_it_is_appended(tmp_path: Path, settings
             each.wait_until_ready()
         lake.append(WINDOWS, rows.with_columns(written_at=pl.lit(datetime.now(UTC))), ["event_date"])
         overall, one, document = (each.line() for each in followers)
-        begin, end = (f"{FIRST.replace(second=0) + timedelta(minutes=add):%H:%M:%S}" for add in (0, 5))
+        begin, end = (f"{first_reading().replace(second=0) + timedelta(minutes=add):%H:%M:%S}" for add in (0, 5))
         assert overall.startswith(f"Window Analytics ({begin} - {end}): Records: 600, Temp: 22.0 degC")
         assert "Devices: 2" in overall
         assert "Records: 300" in one
