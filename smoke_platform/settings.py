@@ -287,6 +287,22 @@ class Settings(BaseModel):
         gt=0,
     )
 
+    # -- history -----------------------------------------------------------------------------------------
+    history_engine: Literal["auto", "spark", "local"] = _setting(
+        "SMOKE_HISTORY_ENGINE",
+        "auto",
+        "What the weekly history runs on: spark, local (one process), or auto: Spark wherever a JDK for it is found",
+        section="History",
+    )
+    history_part_rows: int = _setting(
+        "SMOKE_HISTORY_PART_ROWS",
+        1_000_000,
+        "Readings of a day that one task of the history takes at most; some 800 MB of memory for a million",
+        section="History",
+        ge=1_000,
+        le=100_000_000,
+    )
+
     # -- detector ----------------------------------------------------------------------------------------
     detector_port: int = _setting(
         "SMOKE_DETECTOR_PORT", 5001, "Health and metrics of the detector", section="Detector", ge=1, le=65535

@@ -134,12 +134,14 @@ class Lake:
         frame: pl.DataFrame,
         predicate: str | Mapping[str, Any],
         partition_by: Sequence[str] = (),
+        properties: WriterProperties | None = None,
     ) -> int:
         """Replaces the rows that meet ``predicate`` by those of ``frame``, in one commit: readers see old or new.
 
         Args:
             predicate: SQL such as ``event_date = '2022-06-09'``, or column -> value, all of which must be equal.
             frame: every row must meet the predicate; may be empty, which only removes rows.
+            properties: of the Parquet files, in place of ``writer_properties``.
 
         Returns:
             The version of the table after the commit.
@@ -148,7 +150,11 @@ class Lake:
         table = self.open(name)
         condition = predicate if isinstance(predicate, str) else sql_condition(predicate)
         write_deltalake(
-            table, frame.to_arrow(), mode="overwrite", predicate=condition, writer_properties=writer_properties()
+            table,
+            frame.to_arrow(),
+            mode="overwrite",
+            predicate=condition,
+            writer_properties=properties or writer_properties(),
         )
         return int(table.version())
 

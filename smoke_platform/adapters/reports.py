@@ -1,4 +1,4 @@
-"""Reports as files: Evidently's drawn drift report, small pages of our own, and the store that keeps a bounded number.
+"""Reports as files: Evidently's drawn drift report, pages of our own, and the store that keeps a bounded number.
 
 Belongs here: turning figures into HTML and JSON, where the files lie, how many are kept. Does not: the figures (the
 ``domain`` modules), when a report is made (``orchestration.monitoring``), serving the files (``serving``).
@@ -210,11 +210,20 @@ def draw_drift(
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with a note and a table; ``rows`` are mappings with the same keys."""
+    """A heading with a note, sentences, a figure and a table.
+
+    Attributes:
+        rows: of the table, mappings with the same keys; ``None`` for a section without one.
+        note: what the section is, in small.
+        figure: SVG of ``adapters.svg``, taken as it is.
+        lines: sentences, as a list.
+    """
 
     title: str
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Mapping[str, Any]] | None
     note: str = ""
+    figure: str = ""
+    lines: Sequence[str] = ()
 
 
 _STYLE = """
@@ -225,6 +234,7 @@ h1{font-size:1.5rem;margin-bottom:0}h2{font-size:1.1rem;margin:2rem 0 .3rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #8884;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}
+li{margin:.25rem 0}svg{display:block;max-width:100%;height:auto;margin:.6rem 0}
 """
 
 
@@ -248,7 +258,10 @@ def page(title: str, lead: str, headline: str, sections: Iterable[Section]) -> s
 
 def _section(section: Section) -> str:
     note = f'<p class="muted">{html.escape(section.note)}</p>' if section.note else ""
-    heading = f"<h2>{html.escape(section.title)}</h2>{note}"
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in section.lines)
+    heading = f"<h2>{html.escape(section.title)}</h2>{note}{f'<ul>{lines}</ul>' if lines else ''}{section.figure}"
+    if section.rows is None:
+        return heading
     if not section.rows:
         return f"{heading}<p>none</p>"
     names = list(section.rows[0])

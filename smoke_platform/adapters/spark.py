@@ -48,16 +48,17 @@ def is_cluster(settings: Settings) -> bool:
     return settings.spark_master.startswith("spark://")
 
 
-def configuration(settings: Settings, name: str, progress: Progress = silent) -> dict[str, str]:
+def configuration(settings: Settings, name: str, progress: Progress = silent, *, kafka: bool = True) -> dict[str, str]:
     """The session's configuration, by Spark's names. Fetches the connector's jars where they are not in the cache.
 
     Args:
         name: of the application, as Spark's UI shows it.
+        kafka: whether it reads from Kafka, which takes the connector.
 
     Raises:
         SmokeError: no JDK that is fit for Spark, or the jars can't be had.
     """
-    jars = CONNECTOR.ensure(settings.cache_dir, progress, find_jdk())
+    jars = CONNECTOR.ensure(settings.cache_dir, progress, find_jdk()) if kafka else []
     scratch = settings.home / "spark"
     chosen = {
         "spark.app.name": name,
@@ -97,18 +98,24 @@ def configuration(settings: Settings, name: str, progress: Progress = silent) ->
 
 
 def open_session(
-    settings: Settings, name: str, *, progress: Progress = silent, more: Mapping[str, str] | None = None
+    settings: Settings,
+    name: str,
+    *,
+    progress: Progress = silent,
+    more: Mapping[str, str] | None = None,
+    kafka: bool = True,
 ) -> SparkSession:
     """A Spark session, to be closed with ``close_session``. A process has one at a time.
 
     Args:
         name: of the application, as Spark's UI shows it.
+        kafka: whether it reads from Kafka, which takes the connector.
         more: further configuration by Spark's names.
 
     Raises:
         SmokeError: no JDK, no jars, or Spark does not start (a master that does not answer, a heap that is too large).
     """
-    chosen = {**configuration(settings, name, progress), **(more or {})}
+    chosen = {**configuration(settings, name, progress, kafka=kafka), **(more or {})}
     (settings.home / "spark" / "tmp").mkdir(parents=True, exist_ok=True)
     progress(f"starting Spark on {settings.spark_master}")
     with _environment(settings, find_jdk()):
@@ -126,10 +133,15 @@ def open_session(
 
 @contextmanager
 def session(
-    settings: Settings, name: str, *, progress: Progress = silent, more: Mapping[str, str] | None = None
+    settings: Settings,
+    name: str,
+    *,
+    progress: Progress = silent,
+    more: Mapping[str, str] | None = None,
+    kafka: bool = True,
 ) -> Iterator[SparkSession]:
     """``open_session`` as a context manager that closes it at the end."""
-    spark = open_session(settings, name, progress=progress, more=more)
+    spark = open_session(settings, name, progress=progress, more=more, kafka=kafka)
     try:
         yield spark
     finally:

@@ -1,125 +1,133 @@
-"""History: what the whole lake says about trends, seasons and which sensors move together.
+"""History: what the whole lake says, put together.
 
-Belongs here: the summary of one day, and the merging of any number of them. Does not: which days there are and how
-they are read (``orchestration.monitoring``), the drawn report (``adapters.reports``).
+Belongs here: the material of all days -> the history, as an object and as plain values. Does not: the steps to it
+(``history_summary``: a part of a day; ``history_devices``: the hours of a device; ``history_trends``,
+``history_alarms``, ``history_copies``), sentences (``history_words``), reading and running
+(``adapters.history_tables``, ``streaming.history``), the drawn report (``adapters.history_page``).
 
-Everything rests on sums that can be added: a day is read once and leaves a few rows, so memory grows with devices and
-days but not with readings, and days can be summarised anywhere in any order.
-
-Hours and weekdays are those of event time in a given zone. Correlations are between sensors only: the label is what
-they ought to tell, not one of them.
+Everything is kept apart by source, so that what a simulator was told to do is not reported as a habit of real
+buildings. Days, hours and weekdays are those of event time in a given zone. Correlations are between sensors only: the
+label is what they ought to tell, not one of them.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from itertools import combinations_with_replacement
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
+from smoke_platform.domain import history_alarms, history_trends
+from smoke_platform.domain.history_copies import Copy
+from smoke_platform.domain.history_devices import EXAMPLES, DeviceSummary
+from smoke_platform.domain.history_summary import PAIRS
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES, SENSOR_NAMES
 
-#: Sums of squares lose digits where the mean is far from zero, so each sensor is counted from a usual value.
-_ORIGIN = {
-    "temperature_c": 20.0,
-    "humidity_pct": 50.0,
-    "eco2_ppm": 400.0,
-    "raw_h2": 12_900.0,
-    "raw_ethanol": 19_700.0,
-    "pressure_hpa": 980.0,
-}
-_PAIRS = tuple(combinations_with_replacement(SENSOR_NAMES, 2))
-WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-#: A slope through fewer days is a rumour.
-LEAST_DAYS_FOR_TREND = 3
+WEEKDAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 #: Correlations are reported as strong from here on.
-STRONG_CORRELATION = 0.7
-#: Shorter stretches repeat by chance (a device that says the same thing a few times).
-LEAST_REPEATED_ROWS = 60
+STRONG_CORRELATION: Final = 0.7
+#: A pattern is rare when it makes up at most this share of the hours judged, or a single one.
+RARE_SHARE: Final = 0.001
+MOST_RARE_PATTERNS: Final = 20
+
+_OVERVIEW = ("rows", "duplicates", "late", "labelled", "fires", "fires_in_clean_air", "smoke_without_fire")
 
 
 @dataclass(frozen=True, slots=True)
-class DaySummary:
-    """What is kept of one day.
+class Material:
+    """What a history is made of, whatever engine made it.
 
     Attributes:
-        devices: a row for each source and device: rows, fires, mean, min and max of each sensor, and ``fingerprint``.
-        hours: a row for each source, weekday (1 = Monday) and hour: rows, fires, and n and sum of each sensor.
-        moments: a row for each source: ``n``, sums and sums of products of the rows in which all twelve sensors are.
+        overview: of ``overview``.
+        moments: rows of ``history_summary.MOMENTS_SCHEMA``, of any number of days.
+        devices: merged (``merge_devices``).
+        copies: as compared; ``unexplored``: stretches that look alike and were not compared, beyond a bound.
+        alarms: ``history_alarms.ALARMS_SCHEMA``, ``None`` where no alarm has landed yet.
+        hits: rows of ``history_alarms.HITS_SCHEMA``, ``None`` where no prediction has landed yet.
+        sites: device id -> site, as far as known.
     """
 
-    day: date
-    devices: pl.DataFrame
-    hours: pl.DataFrame
+    overview: pl.DataFrame
     moments: pl.DataFrame
-
-
-def summarise_day(readings: pl.LazyFrame, day: date, zone: str = "UTC") -> DaySummary:
-    """The summary of one day's readings.
-
-    Args:
-        readings: columns of ``lake/readings``, of that day only.
-        day: UTC day of event time.
-        zone: of the hours and weekdays, such as ``Europe/Vienna``.
-    """
-    local = pl.col("event_time").dt.convert_time_zone(zone)
-    burning = pl.col("fire_alarm").fill_null(False).sum().cast(pl.Int64).alias("fires")
-    rows = pl.len().cast(pl.Int64).alias("rows")
-    devices = readings.group_by("source", "device_id").agg(
-        rows,
-        burning,
-        # An order-free sum, so that a copy has the same one however it arrived.
-        pl.struct(ALL_SENSOR_NAMES).hash(seed=0).sum().alias("fingerprint"),
-        *(pl.col(name).mean().alias(f"mean_{name}") for name in ALL_SENSOR_NAMES),
-        *(pl.col(name).min().alias(f"min_{name}") for name in ALL_SENSOR_NAMES),
-        *(pl.col(name).max().alias(f"max_{name}") for name in ALL_SENSOR_NAMES),
-    )
-    hours = readings.group_by("source", local.dt.weekday().alias("weekday"), local.dt.hour().alias("hour")).agg(
-        rows,
-        burning,
-        *(pl.col(name).count().cast(pl.Int64).alias(f"n_{name}") for name in ALL_SENSOR_NAMES),
-        *(pl.col(name).sum().alias(f"sum_{name}") for name in ALL_SENSOR_NAMES),
-    )
-    complete = readings.filter(pl.all_horizontal(pl.col(name).is_not_null() for name in SENSOR_NAMES))
-    shifted = {name: pl.col(name) - _ORIGIN.get(name, 0.0) for name in SENSOR_NAMES}
-    moments = complete.group_by("source").agg(
-        pl.len().cast(pl.Int64).alias("n"),
-        *(shifted[name].sum().alias(f"s_{name}") for name in SENSOR_NAMES),
-        *((shifted[a] * shifted[b]).sum().alias(f"p_{a}_{b}") for a, b in _PAIRS),
-    )
-    frames = pl.collect_all([devices, hours, moments], engine="streaming")
-    return DaySummary(
-        day,
-        *(
-            frame.sort(pl.selectors.by_name("source", "device_id", "weekday", "hour", require_all=False))
-            for frame in frames
-        ),
-    )
+    devices: DeviceSummary
+    copies: Sequence[Copy]
+    unexplored: int
+    alarms: pl.DataFrame | None
+    hits: pl.DataFrame | None
+    sites: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The merged history.
+    """The history.
 
     Attributes:
-        days: a row for each source, device and day: rows, fires, and mean, min, max of each sensor.
+        zone: of days, hours and weekdays.
+        overview: a row for each source: counts, devices, first and last reading.
+        days: a row for each source, device and local day: rows, fires, and mean, min, max, baseline of each sensor.
+        by_day: a row for each source and local day: devices, rows, fires.
         by_hour: a row for each source and hour 0..23 that has readings: rows, fires, mean of each sensor.
         by_weekday: the same for each weekday, 1 = Monday.
-        trends: a row for each source, device and sensor with enough days: slope of the daily mean, in units a day.
-        correlations: a row for each source and pair of sensors: Pearson's r over ``rows`` readings.
-        repeated: groups of device-days that hold the very same readings.
+        daily, weekly: rhythms (``history_trends.RHYTHM_SCHEMA``).
+        trends, site_trends, ageing: see ``history_trends``.
+        correlations: a row for each source and pair of sensors: Pearson's ``r`` over ``rows`` readings, and
+            ``r_within`` about the mean of each device's day.
+        patterns: how often each pattern of deviation occurs (``rare`` or not), the rarest first.
+        rare: examples of the rare ones, with evidence.
+        judged: how many hours of how many devices were looked at.
+        odd: signals that stand still or are too smooth.
+        copies, unexplored: see ``Material``.
+        causes, alarm_devices, alarm_sites, models, rule_hits: see ``history_alarms``; ``None`` without a table.
     """
 
     zone: str
+    overview: pl.DataFrame
     days: pl.DataFrame
+    by_day: pl.DataFrame
     by_hour: pl.DataFrame
     by_weekday: pl.DataFrame
+    daily: pl.DataFrame
+    weekly: pl.DataFrame
     trends: pl.DataFrame
+    site_trends: pl.DataFrame
+    ageing: pl.DataFrame
     correlations: pl.DataFrame
-    repeated: pl.DataFrame
+    patterns: pl.DataFrame
+    rare: pl.DataFrame
+    judged: pl.DataFrame
+    odd: pl.DataFrame
+    copies: Sequence[Copy]
+    unexplored: int
+    alarms: pl.DataFrame | None
+    causes: pl.DataFrame | None
+    alarm_devices: pl.DataFrame | None
+    alarm_sites: pl.DataFrame | None
+    models: pl.DataFrame | None
+    rule_hits: pl.DataFrame | None
+
+    @property
+    def sources(self) -> list[str]:
+        return self.overview["source"].to_list()
+
+    @property
+    def first_day(self) -> date:
+        """Local day of the earliest reading."""
+        days: list[date] = self.by_day["day"].to_list()
+        return min(days)
+
+    @property
+    def last_day(self) -> date:
+        """Local day of the latest reading."""
+        days: list[date] = self.by_day["day"].to_list()
+        return max(days)
+
+    @property
+    def rows(self) -> int:
+        return int(self.overview["rows"].sum())
 
     def peak_hour(self, source: str, sensor: str) -> int | None:
         """The hour 0..23 with the highest mean of ``sensor``, or ``None`` where it was never measured."""
@@ -132,65 +140,170 @@ class History:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the findings, and the tables they come from but for the days of each device."""
-        sources = self.days["source"].unique().sort().to_list()
         return {
             "zone": self.zone,
-            "rows": int(self.days["rows"].sum()),
-            "first_day": str(self.days["day"].min()) if self.days.height else None,
-            "last_day": str(self.days["day"].max()) if self.days.height else None,
-            "sources": {source: self._findings(source) for source in sources},
-            "repeated_recordings": self.repeated.head(50)
-            .with_columns(pl.col("fingerprint").cast(pl.String))
-            .to_dicts(),
+            "rows": self.rows,
+            "first_day": self.first_day,
+            "last_day": self.last_day,
+            "sources": {source: self._findings(source) for source in self.sources},
+            "repeated_recordings": [copy_as_dict(copy) for copy in self.copies],
+            "repeated_stretches_not_compared": self.unexplored,
+            "odd_signals": self.odd.to_dicts(),
+            "alarms": None
+            if self.alarms is None
+            else {
+                "count": self.alarms.height,
+                "causes": _records(self.causes),
+                "devices": _records(self.alarm_devices, 20),
+                "sites": _records(self.alarm_sites, 20),
+            },
+            "predictions": None
+            if self.models is None
+            else {"models": _records(self.models), "rule_hits": _records(self.rule_hits)},
             "by_hour": self.by_hour.to_dicts(),
             "by_weekday": self.by_weekday.to_dicts(),
         }
 
     def _findings(self, source: str) -> dict[str, Any]:
         mine = pl.col("source") == source
-        days = self.days.filter(mine)
+        counts = self.overview.row(by_predicate=mine, named=True)
+        judged = self.judged.filter(mine)
         return {
-            "rows": int(days["rows"].sum()),
-            "fire_rows": int(days["fires"].sum()),
-            "devices": days["device_id"].n_unique(),
-            "days": days["day"].n_unique(),
+            **{name: counts[name] for name in (*_OVERVIEW, "devices")},
+            "fire_rows": counts["fires"],
+            "days": self.by_day.filter(mine).height,
+            "first_reading": counts["first_event"],
+            "last_reading": counts["last_event"],
             "peak_hour": {name: self.peak_hour(source, name) for name in ALL_SENSOR_NAMES},
             "peak_weekday": {name: self.peak_weekday(source, name) for name in ALL_SENSOR_NAMES},
+            "daily_rhythm": self.daily.filter(mine).drop("source").to_dicts(),
+            "weekly_rhythm": self.weekly.filter(mine).drop("source").to_dicts(),
             "strongest_correlations": self.correlations.filter(mine).head(10).to_dicts(),
             "steepest_trends": self.trends.filter(mine).head(20).to_dicts(),
+            "site_trends": self.site_trends.filter(mine).head(20).to_dicts(),
+            "ageing": self.ageing.filter(mine).head(20).to_dicts(),
+            "hours_judged_for_patterns": int(judged["hours"].sum()),
+            "patterns": self.patterns.filter(mine).drop("source").to_dicts(),
+            "rare_patterns": [
+                {**row, "evidence": json.loads(row["evidence"])}
+                for row in self.rare.filter(mine).drop("source").iter_rows(named=True)
+            ],
         }
 
 
-def merge(summaries: list[DaySummary], zone: str = "UTC") -> History:
-    """Puts the summaries of days together; ``zone`` is the one they were made with.
+def _records(frame: pl.DataFrame | None, most: int = 100) -> list[dict[str, Any]]:
+    return [] if frame is None else frame.head(most).to_dicts()
 
-    Raises:
-        ValueError: for no summaries.
-    """
-    if not summaries:
-        raise ValueError("no day to merge: summarise at least one")
-    days = pl.concat([s.devices.with_columns(day=pl.lit(s.day)) for s in summaries]).sort("source", "device_id", "day")
-    hours = pl.concat([s.hours for s in summaries])
-    moments = pl.concat([s.moments for s in summaries]).group_by("source").agg(pl.all().sum()).sort("source")
-    return History(
-        zone=zone,
-        days=days.drop("fingerprint"),
-        by_hour=_season(hours, "hour"),
-        by_weekday=_season(hours, "weekday"),
-        trends=_trends(days),
-        correlations=_correlations(moments),
-        repeated=_repeated(days),
+
+def copy_as_dict(copy: Copy) -> dict[str, Any]:
+    """A copy as plain values; lags in seconds."""
+    return {
+        "first": {
+            "source": copy.first_source,
+            "device_id": copy.first_device,
+            "from": copy.first_from,
+            "to": copy.first_to,
+        },
+        "copy": {"source": copy.copy_source, "device_id": copy.copy_device, "from": copy.copy_from, "to": copy.copy_to},
+        "rows": copy.rows,
+        "lag_s": [lag.total_seconds() for lag in copy.lag],
+        "agreeing": list(copy.agreeing),
+        "differing": {name: copy.equal[name] for name in copy.differing},
+        "labels_equal": copy.labels_equal,
+        "whole": copy.whole,
+    }
+
+
+def overview(days: pl.LazyFrame) -> pl.LazyFrame:
+    """A row for each source, of rows of ``history_summary.DAYS_SCHEMA``: counts, devices, first and last reading."""
+    return (
+        days.group_by("source")
+        .agg(
+            pl.col(_OVERVIEW).sum(),
+            pl.col("device_id").n_unique().cast(pl.Int64).alias("devices"),
+            pl.col("first_event").min(),
+            pl.col("last_event").max(),
+        )
+        .sort("source")
     )
 
 
-def _season(hours: pl.DataFrame, by: str) -> pl.DataFrame:
+def merge_devices(parts: Sequence[DeviceSummary]) -> DeviceSummary:
+    """The summaries of disjoint sets of devices as one.
+
+    Raises:
+        ValueError: for none.
+    """
+    if not parts:
+        raise ValueError("nothing to merge: summarise at least one part")
+    kind = ("source", "pattern")
+    rhythm_key = ("source", "local_date", "weekday", "local_hour")
+    return DeviceSummary(
+        days=pl.concat([part.days for part in parts]).sort("source", "device_id", "day"),
+        rhythm=pl.concat([part.rhythm for part in parts])
+        .group_by(rhythm_key, maintain_order=True)
+        .agg(pl.all().sum())
+        .sort("source", "local_date", "local_hour"),
+        patterns=pl.concat([part.patterns for part in parts]).group_by(kind).agg(pl.all().sum()).sort(kind),
+        examples=pl.concat([part.examples for part in parts])
+        .sort(*kind, "z", "device_id", "hour", descending=[False, False, True, False, False])
+        .group_by(kind, maintain_order=True)
+        .head(EXAMPLES),
+        judged=pl.concat([part.judged for part in parts]).group_by("source").agg(pl.all().sum()).sort("source"),
+        odd=pl.concat([part.odd for part in parts]).sort("kind", "source", "device_id", "sensor", "event_date"),
+    )
+
+
+def merge(material: Material, zone: str = "UTC") -> History:
+    """Puts the material together; ``zone`` is the one it was made with.
+
+    Raises:
+        ValueError: where there are no readings at all.
+    """
+    if material.overview.is_empty():
+        raise ValueError("no day to merge: summarise at least one")
+    days, rhythm = material.devices.days, material.devices.rhythm
+    patterns = _patterns(material.devices.patterns, material.devices.judged)
+    alarms, hits = material.alarms, material.hits
+    return History(
+        zone=zone,
+        overview=material.overview,
+        days=days,
+        by_day=days.group_by("source", "day")
+        .agg(pl.col("device_id").n_unique().cast(pl.Int64).alias("devices"), pl.col("rows", "fires").sum())
+        .sort("source", "day"),
+        by_hour=_season(rhythm.rename({"local_hour": "hour"}), "hour"),
+        by_weekday=_season(rhythm, "weekday"),
+        daily=history_trends.daily_rhythm(rhythm),
+        weekly=history_trends.weekly_rhythm(days),
+        trends=history_trends.device_trends(days),
+        site_trends=history_trends.site_trends(days, material.sites),
+        ageing=history_trends.ageing(days, material.sites),
+        correlations=_correlations(material.moments),
+        patterns=patterns,
+        rare=_rare(patterns, material.devices.examples),
+        judged=material.devices.judged,
+        odd=material.devices.odd,
+        copies=material.copies,
+        unexplored=material.unexplored,
+        alarms=alarms,
+        causes=None if alarms is None else history_alarms.causes(alarms),
+        alarm_devices=None if alarms is None else history_alarms.of_places(alarms, "device_id"),
+        alarm_sites=None if alarms is None else history_alarms.of_places(alarms, "site"),
+        models=None if hits is None else history_alarms.models(hits),
+        rule_hits=None if hits is None else history_alarms.rule_hits(hits),
+    )
+
+
+def _season(rhythm: pl.DataFrame, by: str) -> pl.DataFrame:
     return (
-        hours.group_by("source", by)
+        rhythm.group_by("source", by)
         .agg(
             pl.col("rows", "fires").sum(),
+            pl.col("local_date").n_unique().cast(pl.Int64).alias("days"),
             *(
-                pl.when(pl.col(f"n_{name}").sum() > 0)
-                .then(pl.col(f"sum_{name}").sum() / pl.col(f"n_{name}").sum())
+                pl.when(pl.col(f"{name}_n").sum() > 0)
+                .then(pl.col(f"{name}_sum").sum() / pl.col(f"{name}_n").sum())
                 .alias(name)
                 for name in ALL_SENSOR_NAMES
             ),
@@ -206,70 +319,54 @@ def _peak(season: pl.DataFrame, by: str, source: str, sensor: str) -> int | None
     return int(found[by][0]) if found.height else None
 
 
-def _trends(days: pl.DataFrame) -> pl.DataFrame:
-    """Least-squares slope of the daily mean of each sensor, in its unit a day; ``spreads`` a day orders them."""
-    long = (
-        days.unpivot(
-            on=[f"mean_{name}" for name in ALL_SENSOR_NAMES],
-            index=["source", "device_id", "day"],
-            variable_name="sensor",
-            value_name="mean",
-        )
-        .drop_nulls("mean")
-        .with_columns(pl.col("sensor").str.strip_prefix("mean_"), x=pl.col("day").cast(pl.Int32).cast(pl.Float64))
-    )
-    x, y = pl.col("x") - pl.col("x").mean(), pl.col("mean") - pl.col("mean").mean()
-    return (
-        long.group_by("source", "device_id", "sensor")
-        .agg(
-            pl.len().alias("days"),
-            ((x * y).sum() / (x * x).sum()).alias("slope_per_day"),
-            pl.col("mean").std().alias("spread"),
-        )
-        .filter(pl.col("days") >= LEAST_DAYS_FOR_TREND)
-        .with_columns(spreads_per_day=pl.when(pl.col("spread") > 0).then(pl.col("slope_per_day") / pl.col("spread")))
-        .sort(
-            pl.col("spreads_per_day").abs(),
-            "source",
-            "device_id",
-            "sensor",
-            descending=[True, False, False, False],
-            nulls_last=True,
-        )
-    )
-
-
 def _correlations(moments: pl.DataFrame) -> pl.DataFrame:
     """Pearson's r of each pair of sensors; a sensor that never moves has none."""
-    found: list[dict[str, Any]] = []
-    for row in moments.iter_rows(named=True):
+    # In one order, so that the sums are the same to the last bit however the parts came.
+    added = moments.sort(moments.columns).group_by("source", maintain_order=True).agg(pl.all().sum()).sort("source")
+    found: list[tuple[Any, ...]] = []
+    for row in added.iter_rows(named=True):
         n = row["n"]
         mean = {name: row[f"s_{name}"] / n for name in SENSOR_NAMES}
-        covariance = {(a, b): row[f"p_{a}_{b}"] / n - mean[a] * mean[b] for a, b in _PAIRS}
-        for a, b in _PAIRS:
-            scale = covariance[a, a] * covariance[b, b]
-            # Of a constant sensor only rounding is left; a correlation with it would be made of that.
-            moves = all(covariance[s, s] > 1e-12 * max(1.0, row[f"p_{s}_{s}"] / n) for s in (a, b))
-            if a != b and moves:
-                r = float(np.clip(covariance[a, b] / np.sqrt(scale), -1.0, 1.0))
-                found.append({"source": row["source"], "sensor": a, "other": b, "r": r, "rows": n})
-    schema = {"source": pl.String, "sensor": pl.String, "other": pl.String, "r": pl.Float64, "rows": pl.Int64}
-    return pl.DataFrame(found, schema=schema).sort(
+        total = {(a, b): row[f"p_{a}_{b}"] / n - mean[a] * mean[b] for a, b in PAIRS}
+        within = {(a, b): row[f"w_{a}_{b}"] / n for a, b in PAIRS}
+        # Of a constant sensor only rounding is left; a correlation with it would be made of that.
+        least = {name: 1e-12 * max(1.0, row[f"p_{name}_{name}"] / n) for name in SENSOR_NAMES}
+        for a, b in PAIRS:
+            if a == b or min(total[a, a] - least[a], total[b, b] - least[b]) <= 0:
+                continue
+            moves = min(within[a, a] - least[a], within[b, b] - least[b]) > 0
+            r_within = _pearson(within[a, b], within[a, a], within[b, b]) if moves else None
+            found.append((row["source"], a, b, _pearson(total[a, b], total[a, a], total[b, b]), r_within, n))
+    schema = {
+        **{"source": pl.String, "sensor": pl.String, "other": pl.String},
+        **{"r": pl.Float64, "r_within": pl.Float64, "rows": pl.Int64},
+    }
+    return pl.DataFrame(found, schema=schema, orient="row").sort(
         pl.col("r").abs(), "source", "sensor", "other", descending=[True, False, False, False]
     )
 
 
-def _repeated(days: pl.DataFrame) -> pl.DataFrame:
-    """Device-days with equal readings: a recording sent twice under other names or dates, which training must not
-    take for independent evidence. Copies are found where they fill the same UTC day from midnight to midnight or lie
-    whole within one."""
+def _pearson(both: float, one: float, other: float) -> float:
+    return float(np.clip(both / np.sqrt(one * other), -1.0, 1.0))
+
+
+def _patterns(patterns: pl.DataFrame, judged: pl.DataFrame) -> pl.DataFrame:
+    looked_at = judged.select("source", looked_at="hours")
     return (
-        days.filter(pl.col("rows") >= LEAST_REPEATED_ROWS)
-        .group_by("fingerprint", "rows")
-        .agg(
-            pl.len().alias("copies"),
-            pl.concat_str("device_id", pl.lit(" on "), pl.col("day").cast(pl.String)).sort().alias("where"),
-        )
-        .filter(pl.col("copies") > 1)
-        .sort("rows", "fingerprint", descending=True)
+        patterns.join(looked_at, on="source")
+        .with_columns(share=pl.col("hours") / pl.col("looked_at"))
+        .with_columns(rare=(pl.col("hours") == 1) | (pl.col("share") <= RARE_SHARE))
+        .drop("looked_at")
+        .sort("hours", "source", "pattern")
+    )
+
+
+def _rare(patterns: pl.DataFrame, examples: pl.DataFrame) -> pl.DataFrame:
+    rare = patterns.filter("rare").select("source", "pattern", pl.col("hours").alias("seen"), "devices")
+    strongest = examples.unique(["source", "pattern"], keep="first", maintain_order=True)
+    return (
+        strongest.join(rare, on=["source", "pattern"])
+        .sort("seen", "z", "source", "pattern", descending=[False, True, False, False])
+        .group_by("source", maintain_order=True)
+        .head(MOST_RARE_PATTERNS)
     )

@@ -57,7 +57,7 @@ def definitions(settings: Settings) -> dg.Definitions:
             (names.DRIFT_REPORT, names.JOB_DRIFT, "Compare a day's features with the champion's training data"),
             (names.DATA_QUALITY, names.JOB_QUALITY, "Judge the readings of the last 24 hours"),
             (names.MODEL_PERFORMANCE, names.JOB_PERFORMANCE, "Score readings of known truth, and probe the API"),
-            (names.HISTORY, names.JOB_HISTORY, "Trends, seasons and correlations over the whole lake"),
+            (names.HISTORY, names.JOB_HISTORY, "What the whole lake says: trends, rhythms, copies, ageing, causes"),
         )
     }
     schedules = [
@@ -155,10 +155,18 @@ def _performance_asset(settings: Settings) -> dg.AssetsDefinition:
 
 
 def _history_asset(settings: Settings) -> dg.AssetsDefinition:
-    deps = [dg.AssetDep(names.READINGS, partition_mapping=dg.AllPartitionMapping())]
+    deps = [
+        dg.AssetDep(names.READINGS, partition_mapping=dg.AllPartitionMapping()),
+        *(dg.AssetDep(names.RECORDS[name]) for name in ("alarms", "predictions", "devices")),
+    ]
 
     @dg.multi_asset(
-        **_spec(names.HISTORY, "Trends, seasons and correlations over the whole lake", deps, kinds={"polars"})
+        **_spec(
+            names.HISTORY,
+            "Trends, rhythms, correlations, rare patterns, ageing, copies and causes of alarms over the whole lake",
+            deps,
+            kinds={"pyspark", "polars"},
+        )
     )
     def history_asset(context: dg.AssetExecutionContext) -> Step:
         yield from _tell(context, settings, names.HISTORY, whole_history(settings, datetime.now(UTC)))

@@ -20,13 +20,14 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from smoke_platform.adapters import history_page
 from smoke_platform.adapters.lake import READINGS, Lake
 from smoke_platform.adapters.reports import ReportStore, Section, StoredReport, draw_drift, markdown_table, page, shown
 from smoke_platform.adapters.scorer import ModelRefused, OnnxScorer, Refusal, read_champion
-from smoke_platform.domain import drift, history, performance, quality
+from smoke_platform.domain import drift, history_words, performance, quality
 from smoke_platform.domain.features import FEATURE_NAMES
-from smoke_platform.domain.readings import ALL_SENSOR_NAMES
 from smoke_platform.settings import Settings
+from smoke_platform.streaming import history
 
 FEATURES = "features"
 SAMPLE_SEED = 20_220_601
@@ -618,68 +619,39 @@ def _performance_outcome(settings: Settings, now: datetime, data: Mapping[str, A
 
 
 def whole_history(settings: Settings, now: datetime) -> Outcome | NotEvaluated:
-    """Summarises every day of the lake, one after the other, and merges them."""
-    lake = Lake(settings.lake)
-    if not lake.exists(READINGS):
+    """Makes the history of the whole lake, on the engine of the settings.
+
+    Raises:
+        SmokeError: Spark is asked for and can't be had.
+    """
+    told = history.run(settings, now)
+    if told is None:
         return NotEvaluated("no reading has landed yet")
-    summaries = []
-    for day in days_of(lake, READINGS):
-        summary = history.summarise_day(_of_day(lake, READINGS, day), day, settings.timezone)
-        if summary.devices.height:
-            summaries.append(summary)
-    if not summaries:
-        return NotEvaluated("no reading has landed yet")
-    merged = history.merge(summaries, settings.timezone)
-    data = merged.as_dict()
-    tables = _history_tables(merged, data)
-    html = page(
-        "History",
-        f"{data['first_day']} to {data['last_day']}, {len(summaries)} days; hours and weekdays in {settings.timezone}",
-        f"{data['rows']:,} readings",
-        [Section(title, rows) for title, rows in tables.items()],
-    )
-    report = store(settings).write("history", html, data, moment=now)
+    found, copies = told.history, len(told.history.copies)
     numbers: dict[str, float | int | str] = {
-        "readings": int(data["rows"]),
-        "days": len(summaries),
-        "devices": merged.days["device_id"].n_unique(),
-        "repeated_recordings": merged.repeated.height,
+        "readings": found.rows,
+        "days": found.by_day["day"].n_unique(),
+        "devices": found.days["device_id"].n_unique(),
+        "repeated_recordings": copies,
+        "aged_sensors": int(found.ageing["ages"].sum()),
+        "clear_trends": int(found.trends["clear"].sum()),
+        "odd_signals": found.odd.height,
+        "engine": told.effort.engine,
+        "days_read": told.effort.days_read,
     }
+    sentences = history_words.sentences(found)
+    tables = {section.title: section.rows for section in history_page.sections(found) if section.rows}
     verdict = Verdict(
         "no_repeated_recordings",
-        merged.repeated.is_empty(),
+        not copies,
         "WARN",
-        f"{merged.repeated.height} recordings are in the lake more than once"
-        if merged.repeated.height
-        else "no two device-days hold the same readings",
-        {"repeated_recordings": merged.repeated.height},
+        " ".join(history_words.copy_sentence(copy, found.zone) for copy in found.copies[:5])
+        if copies
+        else "no recording repeats another one",
+        {"repeated_recordings": copies},
     )
-    return Outcome(report, numbers, tables, (verdict,))
-
-
-def _history_tables(merged: history.History, data: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    tables: dict[str, list[dict[str, Any]]] = {"sources": []}
-    for source, found in data["sources"].items():
-        names = ("rows", "fire_rows", "devices", "days")
-        tables["sources"].append({"source": source, **{name: found[name] for name in names}})
-        tables[f"peaks ({source})"] = [
-            {"sensor": name, "peak hour": found["peak_hour"][name], "peak weekday": found["peak_weekday"][name]}
-            for name in ALL_SENSOR_NAMES
-        ]
-        tables[f"strongest correlations ({source})"] = [
-            {name: row[name] for name in ("sensor", "other", "r", "rows")} for row in found["strongest_correlations"]
-        ]
-        tables[f"steepest trends ({source})"] = [
-            {name: row[name] for name in ("device_id", "sensor", "slope_per_day", "spreads_per_day", "days")}
-            for row in found["steepest_trends"]
-        ]
-        hours = merged.by_hour.filter(pl.col("source") == source).drop("source")
-        tables[f"by hour ({source})"] = [dict(row) for row in hours.iter_rows(named=True)]
-    tables["repeated recordings"] = [
-        {"readings": row["rows"], "copies": row["copies"], "where": ", ".join(row["where"][:5])}
-        for row in merged.repeated.head(20).iter_rows(named=True)
-    ]
-    return tables
+    rows = {"what it says": [{"finding": sentence} for sentence in sentences], **tables}
+    return Outcome(told.report, numbers, rows, (verdict,))
 
 
 def summary_markdown(outcome: Outcome) -> str:

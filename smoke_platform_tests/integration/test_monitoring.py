@@ -65,7 +65,13 @@ def _values(metadata: Mapping[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def bench(tmp_path: Path, settings_for: Callable[..., Settings], free_port: Callable[[], int]) -> Iterator[Bench]:
     # Nothing listens on the API's port; what an API that is there answers has a test of its own.
-    settings = settings_for(tmp_path, ML_API_URL=f"http://127.0.0.1:{free_port()}", SMOKE_REPORT_RETENTION="2")
+    settings = settings_for(
+        tmp_path,
+        ML_API_URL=f"http://127.0.0.1:{free_port()}",
+        SMOKE_REPORT_RETENTION="2",
+        # The engines are compared elsewhere; Spark takes seconds to start.
+        SMOKE_HISTORY_ENGINE="local",
+    )
     with dg.DagsterInstance.ephemeral() as instance:
         yield Bench(settings, instance)
 
@@ -245,6 +251,20 @@ def test_history_of_the_whole_lake(bench: Bench) -> None:
     data: Any = report_data(bench.settings, "history")
     assert len(data["by_hour"]) == 24
     assert data["rows"] == told.materialised["readings"]
+    assert "what it says" in told.materialised["summary"]
+    assert "Source simulator" in told.materialised["summary"]
+
+
+def test_a_repeated_recording_fails_the_check_by_name(bench: Bench) -> None:
+    """Or somebody trains on copies because a check said no more than that it failed."""
+    once = simulated(1, today() - timedelta(days=4), 20)
+    again = once.with_columns(pl.col("event_time") + timedelta(hours=40), device_id=pl.lit("copy"))
+    land(bench.settings, as_landed(pl.concat([once, again])))
+    told = bench.run(names.JOB_HISTORY)
+    assert told.checks == {"no_repeated_recordings": False}
+    assert told.materialised is not None
+    assert told.materialised["repeated_recordings"] == 1
+    assert "copy repeats sim-0001" in told.materialised["summary"]
 
 
 def test_a_sample_is_bounded_steady_and_fair() -> None:
