@@ -27,7 +27,11 @@ verify: setup ## Prove the platform end to end (a private one; VERIFY_ARGS=--run
 test: setup ## Lint, types, import contracts and the test suite
 	@deploy/bootstrap test
 	@$(MAKE) --no-print-directory lint
+ifdef PYTEST_ARGS
 	@$(BIN)/pytest $(PYTEST_ARGS)
+else
+	@deploy/run-tests $(BIN)/pytest $(VENV)/unit-tests.log
+endif
 
 lint: setup ## Lint, types and import contracts only
 	@$(BIN)/ruff format --check --quiet . && $(BIN)/ruff check --quiet . && echo "ruff: clean"

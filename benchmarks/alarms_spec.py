@@ -17,7 +17,7 @@ class ChildSpec:
         trace: file for a line an acknowledged alarm: partition, offset of the causing reading, nanoseconds since the
             epoch. Only a process that learns of the acknowledgement can write it.
         ready: file that the process makes when it has its partitions, where it can tell.
-        rate: readings a second that are to be expected; the echo fetches as the detector does at that rate.
+        plain: whether the echo uses kafka-python alone instead of the detector's clients.
     """
 
     brokers: str
@@ -29,7 +29,7 @@ class ChildSpec:
     models: str
     trace: str
     ready: str
-    rate: int
+    plain: bool = False
 
     @classmethod
     def read(cls, file: Path) -> ChildSpec:

@@ -20,6 +20,7 @@ SUITES = {
     "landing": "producer and landing rates, time until a reading is queryable",
     "serving": "/predict beside an endpoint that does nothing",
     "alarms": "from a reading to its alarm, beside a bare echo and two stream processors",
+    "windows": "window statistics: both engines beside Bytewax and Pathway",
     "startup": "from `up` to the first landed reading, memory of each process",
 }
 

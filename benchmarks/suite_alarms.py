@@ -1,9 +1,9 @@
-"""Alarms: from a reading's acknowledgement to its alarm's, beside a bare echo, Quix Streams and Bytewax.
+"""Alarms: from a reading's acknowledgement to its alarm's, beside bare echoes, Quix Streams and Bytewax.
 
 Broker, load, observer and what is measured share this machine's cores, so the ratios say more than the milliseconds.
 One process after the other does the work on the same load; rounds of all of them alternate, and each figure is the
 median over its rounds. Latency counts from the acknowledgement of the reading that completes the alarm's condition, as
-the load's process learns of it.
+the load's process learns of it: a bare echo's acknowledgement may come before that, which makes its latency negative.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import psutil
 from benchmarks.alarms_load import LoadSpec, write_spec
 from benchmarks.alarms_spec import ChildSpec
 from benchmarks.figures import Figure
+from benchmarks.peers import peer_python
 from smoke_platform.adapters.kafka import Cluster, ensure_topics, specs_for, topic_id
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.topics import ALARMS
@@ -37,7 +38,6 @@ from smoke_platform.settings import Settings, load_settings
 from smoke_platform.verification.run import private_settings
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS_LOCK = Path(__file__).with_name("peers-requirements.txt")
 
 #: The load that the goals speak of: readings a second, devices, share of readings that raise an alarm.
 RATE, DEVICES, RAISING = 10_000, 1_000, 0.01
@@ -52,9 +52,10 @@ BROKER_WARM_S = 15.0
 #: The peers do not tell when they have their partitions.
 PEER_START_S = 8.0
 #: Rates that are tried for the highest sustainable one, and what that means: nothing waits for long at the end.
-LADDER = (12_500, 15_000, 17_500, 20_000)
+LADDER = (12_500, 15_000, 17_500, 20_000, 25_000, 30_000)
 SUSTAINED_MS = 250.0
-ECHO = "bare kafka-python echo, same client settings"
+ECHO, PLAIN_ECHO = "bare echo, same clients and settings", "bare echo by kafka-python alone"
+_ECHOES = ("echo", "plain-echo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def run() -> list[Figure]:
         broker.prepare()
         broker.start()
         stack.callback(broker.stop)
-        bench = _Bench(settings, _peer_python(settings))
+        bench = _Bench(settings, peer_python(settings.cache_dir, "Quix Streams and Bytewax"))
         bench.round("echo", RATE, DEVICES, warm_s=BROKER_WARM_S, fire_s=1.0)
         return [*_at_goal(bench), *_at_rates(bench), *_curve(bench), *_highest(bench)]
 
@@ -110,38 +111,15 @@ def _train(settings: Settings) -> None:
         raise SmokeError(f"the start-up model was not trained: {answer.stderr.strip()[-500:]}")
 
 
-def _peer_python(settings: Settings) -> str | None:
-    """The interpreter of the peers' own environment, made where it is not there yet; None where it cannot be had."""
-    from hashlib import sha256
-
-    lock = sha256(PEERS_LOCK.read_bytes()).hexdigest()[:12]
-    folder = settings.cache_dir / f"bench-peers-{lock}"
-    python = folder / "bin" / "python"
-    if python.exists() and (folder / "complete").exists():
-        return str(python)
-    uv = str(Path(sys.executable).with_name("uv"))
-    for command in (
-        [uv, "venv", "-q", "--clear", "--python", sys.executable, str(folder)],
-        [uv, "pip", "install", "-q", "--python", str(python), "--require-hashes", "-r", str(PEERS_LOCK)],
-    ):
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        if answer.returncode:
-            told = " ".join(answer.stderr.split())[-300:]
-            click.echo(f"  Quix Streams and Bytewax are left out, they cannot be installed: {told}", err=True)
-            return None
-    (folder / "complete").touch()
-    return str(python)
-
-
 # -- figures -----------------------------------------------------------------------------------------------------
 def _at_goal(bench: _Bench) -> list[Figure]:
     """10,000 readings a second: ours, the echo and the peers in turn."""
     found: dict[str, list[Round]] = {}
     for number in range(ROUNDS):
-        for what in ("ours", "echo", "quix", "bytewax"):
-            if what in ("ours", "echo") or (bench.peers and number < PEER_ROUNDS):
+        for what in ("ours", *_ECHOES, "quix", "bytewax"):
+            if what in ("ours", *_ECHOES) or (bench.peers and number < PEER_ROUNDS):
                 found.setdefault(what, []).append(bench.round(what, RATE, DEVICES))
-    ours, echo = found["ours"], found["echo"]
+    ours, echo, plain = found["ours"], found["echo"], found["plain-echo"]
     at = f"{RATE:,} readings/s, {DEVICES:,} devices, {RAISING:.0%} raising"
     p50, p99, most = (_median(ours, quantile) for quantile in (50, 99, 100))
     echo50, echo99, echo_most = (_median(echo, quantile) for quantile in (50, 99, 100))
@@ -150,6 +128,7 @@ def _at_goal(bench: _Bench) -> list[Figure]:
         Figure("P1.p99", "the same against its bound", p99, "ms", ECHO, echo99, "<= 7 ms", p99 <= 7.0),
         Figure("P1.p50", "the same, p50", p50, "ms", ECHO, echo50, "<= 3 ms", p50 <= 3.0),
         Figure("P1.max", "the same, max", most, "ms", ECHO, echo_most),
+        *_beside_plain(ours, plain),
         Figure("P1.missing", "alarms that did not come", float(sum(each.missing for each in ours)), "alarms"),
         Figure("P1.cpu", "processor time a reading", _cpu(ours), "us", ECHO, _cpu(echo)),
         Figure("P1.load", "readings a second that the load achieved", _rate(ours), "1/s", ECHO, _rate(echo)),
@@ -170,6 +149,16 @@ def _at_goal(bench: _Bench) -> list[Figure]:
                 Figure(f"P1.{what}.cpu", "processor time a reading", _cpu(ours), "us", peer, _cpu(rounds)),
             ]  # fmt: skip
     return figures
+
+
+def _beside_plain(ours: list[Round], plain: list[Round]) -> list[Figure]:
+    """The same latencies beside an echo by the client that the detector does not fetch with."""
+    p99, theirs = _median(ours, 99), _median(plain, 99)
+    return [
+        Figure("P1.plain", "reading -> alarm p99", p99, "ms", PLAIN_ECHO, theirs, "<= 1.5x", p99 <= 1.5 * theirs),
+        Figure("P1.plain.p50", "the same, p50", _median(ours, 50), "ms", PLAIN_ECHO, _median(plain, 50)),
+        Figure("P1.plain.cpu", "processor time a reading", _cpu(ours), "us", PLAIN_ECHO, _cpu(plain)),
+    ]
 
 
 def _at_rates(bench: _Bench) -> list[Figure]:
@@ -244,12 +233,12 @@ class _Bench:
         self._number = 0
 
     def round(self, what: str, rate: int, devices: int, *, warm_s: float = WARM_S, fire_s: float = FIRE_S) -> Round:
-        """Lets ``what`` (ours, echo, quix, bytewax) answer to a load."""
+        """Lets ``what`` (ours, echo, plain-echo, quix, bytewax) answer to a load."""
         self._number += 1
         folder = self._settings.home / f"round-{self._number:02d}-{what}"
         folder.mkdir()
         click.echo(f"  {what}: {rate:,} readings/s, {devices:,} devices", err=True)
-        child = self._prepare(folder, rate)
+        child = self._prepare(folder, plain=what == "plain-echo")
         load = LoadSpec(
             brokers=child.brokers,
             topic=child.topic,
@@ -272,7 +261,7 @@ class _Bench:
             (folder / "go").touch()
             return self._measure(what, process, loader, load, child)
 
-    def _prepare(self, folder: Path, rate: int) -> ChildSpec:
+    def _prepare(self, folder: Path, *, plain: bool) -> ChildSpec:
         settings = self._settings
         with Cluster(settings.brokers) as cluster:
             cluster.delete([spec.name for spec in specs_for(settings)])
@@ -287,7 +276,7 @@ class _Bench:
             models=str(settings.models_dir),
             trace=str(folder / "trace"),
             ready=str(folder / "ready"),
-            rate=rate,
+            plain=plain,
         )
         child.write(folder / "child.json")
         return child
@@ -298,10 +287,10 @@ class _Bench:
             smoke = str(Path(sys.executable).with_name("smoke"))
             command = [smoke, "detect", "--member", folder.name, "--trace", str(folder / "trace")]
             return _start(stack, command, None, self._settings.environment())
-        python = sys.executable if what == "echo" else self.peers
+        python = sys.executable if what in _ECHOES else self.peers
         if python is None:
             raise SmokeError("the peers are not installed")
-        return _start(stack, [python, "-m", f"benchmarks.alarms_{what}"], file)
+        return _start(stack, [python, "-m", f"benchmarks.alarms_{what.removeprefix('plain-')}"], file)
 
     def _wait_ready(self, what: str, process: subprocess.Popen[str], child: ChildSpec) -> None:
         began = time.monotonic()
@@ -310,9 +299,9 @@ class _Bench:
                 raise SmokeError(f"{what} ended with {process.returncode} before it was measured")
             if what == "ours" and self._holds_all(child.partitions):
                 return
-            if what == "echo" and Path(child.ready).exists():
+            if what in _ECHOES and Path(child.ready).exists():
                 return
-            if what not in ("ours", "echo") and time.monotonic() - began > PEER_START_S:
+            if what not in ("ours", *_ECHOES) and time.monotonic() - began > PEER_START_S:
                 return
             time.sleep(0.1)
         log = self._settings.home / "detector.log"
@@ -347,7 +336,7 @@ class _Bench:
         if report["failed"]:
             raise SmokeError(f"readings were not acknowledged: {report['failed'][0]}")
         seen_file = Path(f"{child.trace}.seen")
-        if what != "echo":
+        if what not in _ECHOES:
             _wait_for_lines(seen_file, load.fires)
         if process.poll() is not None:
             raise SmokeError(f"{what} ended with {process.returncode} while it was measured")
@@ -360,7 +349,7 @@ class _Bench:
         first = min(moments.values()) + load.warm_seconds * 1e9
         traced, seen = (_latencies(file, moments, first) for file in (Path(child.trace), seen_file))
         missing = 0
-        if what != "echo":
+        if what not in _ECHOES:
             missing = max(0, load.fires - len(seen))
             # Which reading it was is not known here: every one of them waited at least since the load's end.
             seen += [(waited_ns, (waited_ns - max(moments.values())) / 1e6)] * missing

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from proofs import suite_flood, suite_machine
+from proofs import suite_alarms, suite_flood, suite_machine, suite_spark, suite_windows
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.settings import load_settings
 from smoke_platform.verification.run import Plan, prove
@@ -63,8 +63,11 @@ def _portable(finding: dict[str, Any]) -> dict[str, Any]:
 
 SUITES: dict[str, Callable[[], dict[str, Any]]] = {
     "landing": landing,
+    "alarms": suite_alarms.prove,
     "flood": suite_flood.suite,
     "machine": suite_machine.suite,
+    "windows": suite_windows.suite,
+    "spark": suite_spark.suite,
 }
 
 

@@ -242,6 +242,14 @@ class Settings(BaseModel):
         section="Engine",
         pattern=r"^[1-9]\d*[mg]$",
     )
+    spark_cores: int = _setting(
+        "SPARK_CORES",
+        0,
+        "Cores of a cluster that one run takes at most, so that another has some; 0: all",
+        section="Engine",
+        ge=0,
+        le=100_000,
+    )
     spark_batch_seconds: float = _setting(
         "SPARK_BATCH_SECONDS",
         2.0,

@@ -24,7 +24,7 @@ from smoke_platform.settings import Settings, load_settings
 #: Read before the guard below empties the environment: both say where this machine keeps large files.
 DATA_DIR = os.environ.get("SMOKE_DATA_DIR", "")
 CACHE_DIR = Path(os.environ.get("SMOKE_CACHE_DIR", "") or "~/.cache/smoke-platform").expanduser().absolute()
-OWN_VARIABLES = ("SMOKE_", "KAFKA_", "ML_", "POSTGRES_", "DAGSTER_", "MLFLOW_")
+OWN_VARIABLES = ("SMOKE_", "KAFKA_", "ML_", "POSTGRES_", "DAGSTER_", "MLFLOW_", "SPARK_")
 
 
 @pytest.fixture(scope="session", autouse=True)

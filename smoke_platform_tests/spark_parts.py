@@ -27,7 +27,7 @@ POISON: tuple[bytes | None, ...] = (b"\x00\xff", None, b"{}", b"[]", b'{"device_
 Message = tuple[str, bytes | None]
 
 
-def rough_stream(seed: int, *, devices: int = 6, seconds: int = 1200) -> list[Message]:
+def rough_stream(seed: int, *, devices: int = 5, seconds: int = 1000) -> list[Message]:
     """(key, value) of simulated readings, with late, early, doubled and skewed ones and messages that are none."""
     rng = random.Random(seed)  # noqa: S311 - reproducible on purpose
     frame = simulate(devices, START, seconds, seed, missing_share=0.05, fires_per_device_day=12.0)

@@ -41,6 +41,9 @@ MAX_IN_FLIGHT = 50_000
 #: Kinds of failure that are kept with their text; further kinds are only counted.
 MOST_FAILURE_KINDS = 20
 
+#: The thread that waits for acknowledgements looks this often whether it is still wanted.
+REPORT_S = 0.2
+
 AcknowledgedCallback = Callable[[int, int], None]
 
 
@@ -618,7 +621,12 @@ class ReadingProducer(_CountingProducer):
 
 
 class BulkReadingProducer(_CountingProducer):
-    """As ``ReadingProducer``, with confluent-kafka: for loads beyond some 20,000 messages a second."""
+    """As ``ReadingProducer``, with confluent-kafka: for loads beyond some 20,000 messages a second.
+
+    Args:
+        at_once: acknowledgements are reported by a thread of its own as soon as they come, instead of in ``send``,
+            ``poll`` and ``flush``; and a lost connection is sought again without the usual pauses.
+    """
 
     def __init__(
         self,
@@ -633,6 +641,7 @@ class BulkReadingProducer(_CountingProducer):
         max_request_bytes: int | None = None,
         client_id: str = "smoke-bulk-producer",
         stop: threading.Event | None = None,
+        at_once: bool = False,
     ) -> None:
         from confluent_kafka import Producer
 
@@ -652,11 +661,21 @@ class BulkReadingProducer(_CountingProducer):
                 "message.max.bytes": max(1000, max_request_bytes or limit),
                 "queue.buffering.max.messages": max_in_flight,
                 "message.timeout.ms": 0 if delivery_timeout_s is None else max(1, round(delivery_timeout_s * 1000)),
-                "reconnect.backoff.max.ms": 1000,
+                "reconnect.backoff.max.ms": 200 if at_once else 1000,
                 "allow.auto.create.topics": False,
+                **({"reconnect.backoff.ms": 20, "socket.nagle.disable": True} if at_once else {}),
             },
             logger=_client_log,
         )
+        self._ended = threading.Event()
+        self._reporter: threading.Thread | None = None
+        if at_once:
+            self._reporter = threading.Thread(target=self._report, name=f"{client_id}-reports", daemon=True)
+            self._reporter.start()
+
+    def _report(self) -> None:
+        while not self._ended.is_set():
+            self._producer.poll(REPORT_S)
 
     def send(
         self,
@@ -672,20 +691,21 @@ class BulkReadingProducer(_CountingProducer):
         options: dict[str, Any] = {} if partition is None else {"partition": partition}
         if headers:
             options["headers"] = list(headers)
+        # Before it is handed in: its report may come at once, on another thread.
+        self._sent += 1
         while True:
             try:
                 self._producer.produce(self.topic, value=value, key=key, on_delivery=self._delivered, **options)
             except BufferError:
                 if self._stop.is_set():
+                    self._sent -= 1
                     return
                 self._producer.poll(0.05)
                 continue
             except KafkaException as error:
                 self._fail(str(error), partition)
             break
-        # Delivery reports arrive in this thread's poll and flush only, so none is counted before this.
-        self._sent += 1
-        if self._sent % 256 == 0:
+        if self._reporter is None and self._sent % 256 == 0:
             self._producer.poll(0)
 
     def _delivered(self, error: Any, message: Any) -> None:
@@ -710,6 +730,9 @@ class BulkReadingProducer(_CountingProducer):
         if self._producer.flush(deadline_s) > 0:
             self._producer.purge()
             self._producer.flush(1.0)
+        self._ended.set()
+        if self._reporter is not None:
+            self._reporter.join(2 * REPORT_S)
 
 
 #: Messages under way are kept this long where the producer never gives up: longer than any outage.

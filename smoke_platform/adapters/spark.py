@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 #: Rows that a Python function on an executor sees at once.
 ARROW_ROWS = 65_536
+WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not bound
 #: The JVM ends within a second when it is told to.
 CLOSING_S = 20.0
 #: Several tasks share an executor's cores, so that each of these libraries may have one thread.
@@ -85,9 +87,12 @@ def configuration(settings: Settings, name: str, progress: Progress = silent, *,
         "spark.pyspark.python": sys.executable,
         **{f"spark.executorEnv.{variable}": value for variable, value in ONE_THREAD.items()},
     }
+    if settings.spark_cores and is_cluster(settings):
+        chosen["spark.cores.max"] = str(settings.spark_cores)
     if settings.spark_driver_host:
         chosen["spark.driver.host"] = settings.spark_driver_host
-    elif not is_cluster(settings):
+    elif not is_cluster(settings) or settings.bind_host not in WILDCARDS:
+        # What listens on one address is reached there; else a cluster is told this machine's name.
         chosen["spark.driver.host"] = settings.near_host
     return chosen
 
@@ -170,8 +175,7 @@ def _environment(settings: Settings, java: Java) -> Iterator[None]:
         "JAVA_HOME": str(java.home),
         "PYSPARK_PYTHON": sys.executable,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
-        # Where the UI listens; Spark has no setting of its own for it.
-        "SPARK_LOCAL_IP": settings.bind_host,
+        **_local_address(settings),
         "SPARK_HOME": str(spark_home()),
         "SPARK_LOCAL_DIRS": str(settings.home / "spark" / "tmp"),
     }
@@ -185,6 +189,15 @@ def _environment(settings: Settings, java: Java) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _local_address(settings: Settings) -> dict[str, str]:
+    """Where the UIs listen; Spark has no setting of its own for it.
+
+    A wildcard would also be told to others as the address of this machine, so it is left out: all addresses are what
+    Spark listens on by itself.
+    """
+    return {} if settings.bind_host in WILDCARDS else {"SPARK_LOCAL_IP": settings.bind_host}
 
 
 def spark_home() -> Path:
@@ -213,12 +226,22 @@ def first_line(error: BaseException) -> str:
 
 
 def master_command(host: str, port: int, ui_port: int) -> list[str]:
-    """The command line of a standalone cluster's master, to be run with ``cluster_environment``."""
+    """The command line of a standalone cluster's master, to be run with ``cluster_environment``.
+
+    Args:
+        host: name or address on which it listens and under which workers and drivers know it; a wildcard stands for
+            this machine's own name.
+    """
     return [
         *(str(find_jdk().command), "-Xmx512m", "-cp", f"{spark_home() / 'jars'}/*"),
         "org.apache.spark.deploy.master.Master",
-        *("--host", host, "--port", str(port), "--webui-port", str(ui_port)),
+        *_known_as(host),
+        *("--port", str(port), "--webui-port", str(ui_port)),
     ]
+
+
+def _known_as(host: str) -> list[str]:
+    return [] if host in WILDCARDS else ["--host", host]
 
 
 def worker_command(
@@ -232,8 +255,10 @@ def worker_command(
     command = [
         *(str(find_jdk().command), "-Xmx512m", "-cp", f"{spark_home() / 'jars'}/*"),
         *("-Dspark.worker.cleanup.enabled=true", "org.apache.spark.deploy.worker.Worker"),
-        *("--host", host, "--webui-port", str(ui_port)),
-        *("--work-dir", str(settings.home / "spark" / "work")),
+        *_known_as(host),
+        *("--webui-port", str(ui_port)),
+        # Of its own: workers on several machines may share the platform's home.
+        *("--work-dir", str(settings.home / "spark" / f"work-{socket.gethostname()}")),
     ]
     if cores is not None:
         command += ["--cores", str(cores)]
@@ -248,7 +273,7 @@ def cluster_environment(settings: Settings) -> dict[str, str]:
         **os.environ,
         "JAVA_HOME": str(find_jdk().home),
         "SPARK_HOME": str(spark_home()),
-        "SPARK_LOCAL_IP": settings.bind_host,
+        **_local_address(settings),
         "SPARK_SCALA_VERSION": "2.13",
     }
 

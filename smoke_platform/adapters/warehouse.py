@@ -18,7 +18,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -30,12 +30,15 @@ from pyarrow.fs import FileSystem, FileType, PyFileSystem
 
 from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, Lake
 from smoke_platform.adapters.warehouse_schema import MARTS, PROJECT_DIR, polars_schema
+from smoke_platform.adapters.windows import WINDOWS
 from smoke_platform.domain.day_builds import Arrival
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.settings import Settings
 
 #: What dbt left of this many builds is kept (manifest, log and results of each: about 1 MB).
 KEPT_RUNS = 20
+#: The tables whose new rows make a day due. The others are read as they are when it is built.
+FOLLOWED: tuple[str, ...] = (READINGS, WINDOWS)
 #: Beyond this many unseen commits the files of the table are looked at instead of each commit.
 MOST_COMMITS = 5_000
 #: Environment variables of dbt_project and its plugin.
@@ -123,7 +126,7 @@ def build(settings: Settings, first: date, last: date) -> None:
         SmokeError: when a model or a test fails, with what dbt says; these days can't be published then.
     """
     prepare(settings)
-    began_at, seen, days = datetime.now(UTC), readings_position(Lake(settings.lake)), days_between(first, last)
+    began_at, seen, days = datetime.now(UTC), log_positions(Lake(settings.lake)), days_between(first, last)
     begin_build(settings, days)
     target = new_target(settings, f"{first}-{began_at:%Y%m%dT%H%M%S%f}")
     _dbt(["build"], settings, target, build_environment(first, last))
@@ -230,20 +233,41 @@ def _dbt(
 
 @dataclass(frozen=True, slots=True)
 class LogPosition:
-    """A version of ``lake/readings``; the table's id tells a table that was made anew from the one before."""
+    """A version of a table; its id tells a table that was made anew from the one before. -1 of no id: no table yet."""
 
     table_id: str
     version: int
+
+
+NO_TABLE = LogPosition("", -1)
 
 
 @dataclass(frozen=True, slots=True)
 class BuildRecord:
-    """From what a day was built, and when that build began (ISO, UTC); version -1: there was no table yet."""
+    """From which versions of the followed tables a day was built, and when that build began (ISO, UTC)."""
 
     day: str
-    table_id: str
-    version: int
+    tables: Mapping[str, LogPosition]
     began_at: str
+
+    def position(self, name: str) -> LogPosition:
+        """What the build has seen of the table ``name``."""
+        return self.tables.get(name, NO_TABLE)
+
+    @staticmethod
+    def from_json(text: str) -> BuildRecord:
+        data = json.loads(text)
+        # A record of the time when only the readings were followed.
+        tables = data.get("tables") or {READINGS: {key: data[key] for key in ("table_id", "version")}}
+        return BuildRecord(
+            data["day"], {name: LogPosition(**position) for name, position in tables.items()}, data["began_at"]
+        )
+
+    def to_json(self) -> str:
+        tables = {
+            name: {"table_id": position.table_id, "version": position.version} for name, position in self.tables.items()
+        }
+        return json.dumps({"day": self.day, "tables": tables, "began_at": self.began_at})
 
 
 def begin_build(settings: Settings, days: Sequence[date]) -> None:
@@ -252,25 +276,24 @@ def begin_build(settings: Settings, days: Sequence[date]) -> None:
         _permit(settings, day).unlink(missing_ok=True)
 
 
-def finish_build(settings: Settings, days: Sequence[date], seen: LogPosition, began_at: datetime) -> None:
+def finish_build(settings: Settings, days: Sequence[date], seen: Mapping[str, LogPosition], began_at: datetime) -> None:
     """Notes that all models of ``days`` were built and passed their tests, so that they may be published.
 
     Args:
         settings: where the warehouse is.
         days: the days of the build.
-        seen: what the build has read at least.
+        seen: table -> what the build has read of it at least.
         began_at: UTC.
     """
     for day in days:
-        record = BuildRecord(day.isoformat(), seen.table_id, seen.version, began_at.isoformat())
-        _replace(_permit(settings, day), json.dumps(asdict(record)))
+        _replace(_permit(settings, day), BuildRecord(day.isoformat(), seen, began_at.isoformat()).to_json())
 
 
 def published_builds(settings: Settings) -> dict[date, BuildRecord]:
     """Day -> the build whose marts are published."""
     folder = settings.marts_dir / "builds"
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    return {date.fromisoformat(record["day"]): BuildRecord(**record) for record in records}
+    records = [BuildRecord.from_json(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return {date.fromisoformat(record.day): record for record in records}
 
 
 def _permit(settings: Settings, day: date) -> Path:
@@ -340,9 +363,8 @@ def _publish(connection: object, settings: Settings, mart: str, day: date) -> in
     path = mart_file(settings, mart, day)
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = ", ".join(f'"{name}"' for name in polars_schema(mart))
-    order = '"device_id", "minute"' if "minute" in polars_schema(mart) else '"device_id"'
-    if "event_time" in polars_schema(mart):
-        order += ', "event_time", "topic_id", "partition", "offset"'
+    ordered = ("device_id", "minute", "window_start", "event_time", "topic_id", "partition", "offset")
+    order = ", ".join(f'"{name}"' for name in ordered if name in polars_schema(mart))
     half = path.with_name(f".{path.name}.{os.getpid()}")
     # Mart and day are ours, not input; COPY takes no parameters.
     query = f"select {columns} from warehouse.{mart} where event_date = date '{day}' order by {order}"  # noqa: S608
@@ -363,18 +385,23 @@ def _sql_text(path: Path) -> str:
 # -- what the lake's log says ------------------------------------------------------------------------------------
 
 
-def readings_position(lake: Lake) -> LogPosition:
-    """The latest version of ``lake/readings``; version -1 of no table where there is none yet."""
-    if not lake.exists(READINGS):
-        return LogPosition("", -1)
-    table = lake.open(READINGS)
+def log_position(lake: Lake, name: str) -> LogPosition:
+    """The latest version of the table ``name``."""
+    if not lake.exists(name):
+        return NO_TABLE
+    table = lake.open(name)
     return LogPosition(str(table.metadata().id), int(table.version()))
 
 
+def log_positions(lake: Lake) -> dict[str, LogPosition]:
+    """Table -> its latest version, of those that are followed."""
+    return {name: log_position(lake, name) for name in FOLLOWED}
+
+
 def arrivals_since(
-    lake: Lake, position: LogPosition | None, built: Mapping[date, BuildRecord]
+    lake: Lake, name: str, position: LogPosition | None, built: Mapping[date, BuildRecord]
 ) -> tuple[LogPosition, list[Arrival]]:
-    """Which days of ``lake/readings`` received rows after ``position``, by the table's own log.
+    """Which days of the table ``name`` received rows after ``position``, by the table's own log.
 
     Compaction rewrites files without bringing rows and is no arrival. Where the commits in between are gone, are too
     many, or nothing is known yet, each day counts that has a file younger than its build.
@@ -382,22 +409,22 @@ def arrivals_since(
     Returns:
         The new position, and the arrivals.
     """
-    now = readings_position(lake)
+    now = log_position(lake, name)
     if now.version < 0:
         return now, []
-    table = lake.open(READINGS)
+    table = lake.open(name)
     table.load_as_version(now.version)
     if position is not None and position.table_id == now.table_id:
         if position.version >= now.version:
             return now, []
         if now.version - position.version <= MOST_COMMITS:
-            commits = _read_commits(table, position.version + 1, now.version)
+            commits = _read_commits(table, name, position.version + 1, now.version)
             if commits is not None:
                 return now, commits
-    return now, _arrivals_by_file(table, now.version, built)
+    return now, _arrivals_by_file(table, name, now, built)
 
 
-def _read_commits(table: DeltaTable, first: int, last: int) -> list[Arrival] | None:
+def _read_commits(table: DeltaTable, name: str, first: int, last: int) -> list[Arrival] | None:
     """The arrivals of the commits from ``first`` to ``last``, or ``None`` where one of them has been cleaned up."""
     log: FileSystem = PyFileSystem(DeltaStorageHandler.from_table(table._table))
     found: list[Arrival] = []
@@ -406,12 +433,12 @@ def _read_commits(table: DeltaTable, first: int, last: int) -> list[Arrival] | N
         if log.get_file_info(path).type != FileType.File:
             return None
         with log.open_input_file(path) as file:
-            found += arrivals_of_commit(file.read(), version)
+            found += arrivals_of_commit(file.read(), name, version)
     return found
 
 
-def arrivals_of_commit(commit: bytes, version: int) -> list[Arrival]:
-    """The days to which one commit of a Delta log (lines of JSON) added rows, or from which it removed some."""
+def arrivals_of_commit(commit: bytes, name: str, version: int) -> list[Arrival]:
+    """The days to which one commit (lines of JSON) to the table ``name`` added rows, or from which it removed some."""
     actions = [json.loads(line) for line in commit.splitlines() if line.strip()]
     changes = [
         action[kind]
@@ -423,19 +450,21 @@ def arrivals_of_commit(commit: bytes, version: int) -> list[Arrival]:
     days = {change.get("partitionValues", {}).get(PARTITION_COLUMN) for change in changes} - {None}
     stamp = times[0] if times else max((change.get("modificationTime", 0) for change in changes), default=0)
     at = datetime.fromtimestamp(stamp / 1000, UTC)
-    return [Arrival(date.fromisoformat(day), version, at) for day in sorted(days)]
+    return [Arrival(date.fromisoformat(day), name, version, at) for day in sorted(days)]
 
 
-def _arrivals_by_file(table: DeltaTable, version: int, built: Mapping[date, BuildRecord]) -> list[Arrival]:
+def _arrivals_by_file(
+    table: DeltaTable, name: str, now: LogPosition, built: Mapping[date, BuildRecord]
+) -> list[Arrival]:
     files = pl.DataFrame(table.get_add_actions(flatten=True))
     latest = files.group_by(pl.col(f"partition.{PARTITION_COLUMN}").alias("day")).agg(
         pl.col("modification_time").cast(pl.Datetime("ms")).dt.replace_time_zone("UTC").max()
     )
     return [
-        Arrival(day, version, at)
+        Arrival(day, name, now.version, at)
         for day, at in latest.sort("day").iter_rows()
         if day not in built
-        or built[day].table_id != str(table.metadata().id)
+        or built[day].position(name).table_id != now.table_id
         or at >= datetime.fromisoformat(built[day].began_at)
     ]
 

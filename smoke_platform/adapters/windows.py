@@ -403,7 +403,7 @@ def pruned(table: DeltaTable, condition: str) -> pl.LazyFrame | None:
 
 def _event_times(rows: pl.LazyFrame, spans: pl.DataFrame) -> pl.LazyFrame:
     """The rows of the devices of the spans, files skipped by their times; more rows than lie in the spans."""
-    ranges = list(_ranges(spans))
+    ranges = list(event_ranges(spans))
     return rows.filter(
         pl.col("device_id").is_in(spans["device_id"].unique().implode()),
         pl.any_horizontal(
@@ -415,7 +415,7 @@ def _event_times(rows: pl.LazyFrame, spans: pl.DataFrame) -> pl.LazyFrame:
     )
 
 
-def _ranges(spans: pl.DataFrame) -> Iterator[tuple[datetime, datetime]]:
+def event_ranges(spans: pl.DataFrame) -> Iterator[tuple[datetime, datetime]]:
     """The times of all spans as few ranges that cover them, in UTC."""
     times = merged(spans.select(pl.lit("all").alias("device_id"), "begin", "end"))
     if times.height > _MOST_RANGES:

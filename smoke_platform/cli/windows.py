@@ -164,10 +164,10 @@ def _table(rows: pl.DataFrame, device_id: str | None) -> Table:
         ("device", "left"),
         ("window (UTC)", "left"),
         ("records", "right"),
-        ("complete", "right"),
+        ("whole", "right"),
         ("quality", "right"),
-        ("temperature", "right"),
-        ("humidity", "right"),
+        ("temp", "right"),
+        ("humid", "right"),
         ("PM2.5", "right"),
         ("level", "left"),
         ("revision", "right"),
@@ -177,7 +177,7 @@ def _table(rows: pl.DataFrame, device_id: str | None) -> Table:
         level = f"{Severity(row['level']).name} {row['level_sensor']}" if row["level"] else ""
         shown.add_row(
             Text(printable(row["device_id"])),
-            f"{row['window_start']:%Y-%m-%d %H:%M} - {row['window_end']:%H:%M}",
+            f"{row['window_start']:%m-%d %H:%M}-{row['window_end']:%H:%M}",
             f"{row['record_count']:,}",
             f"{row['completeness']:.0%}",
             f"{row['quality_score']:.0f}",

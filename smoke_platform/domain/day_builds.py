@@ -6,10 +6,13 @@ Belongs here: the decision, as a pure function of what is known. Does not: readi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
+
+#: Table of the lake -> a version of it.
+Versions = Mapping[str, int]
 
 #: A failed build is tried again after twice the time of the try before, at most this often.
 LONGEST_BACK_OFF = timedelta(hours=6)
@@ -17,27 +20,28 @@ LONGEST_BACK_OFF = timedelta(hours=6)
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """Rows for ``day`` became visible in ``version`` of the readings' table at ``at`` (UTC)."""
+    """Rows for ``day`` became visible in ``version`` of ``table`` at ``at`` (UTC)."""
 
     day: date
+    table: str
     version: int
     at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Rows that no build has seen: the latest version that brought some, the first and the last arrival (UTC)."""
+    """Rows that no build has seen: the latest versions that brought some, the first and the last arrival (UTC)."""
 
-    version: int
+    versions: Versions
     since: datetime
     last: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The last build that was asked for: for which version, when, and how many in a row did not come about."""
+    """The last build that was asked for: for which versions, when, and how many in a row did not come about."""
 
-    version: int
+    versions: Versions
     at: datetime
     tries: int
 
@@ -70,28 +74,35 @@ class DayBuilds:
         """Takes in rows that arrived; the order of ``arrivals`` does not matter."""
         waiting = dict(self.waiting)
         for arrival in arrivals:
-            known = waiting.get(arrival.day)
-            waiting[arrival.day] = (
-                Waiting(arrival.version, arrival.at, arrival.at)
-                if known is None
-                else Waiting(
-                    max(known.version, arrival.version), min(known.since, arrival.at), max(known.last, arrival.at)
-                )
+            known = waiting.get(arrival.day, Waiting({}, arrival.at, arrival.at))
+            version = max(known.versions.get(arrival.table, -1), arrival.version)
+            waiting[arrival.day] = Waiting(
+                {**known.versions, arrival.table: version}, min(known.since, arrival.at), max(known.last, arrival.at)
             )
         return replace(self, waiting=waiting)
 
-    def without_built(self, built: Mapping[date, int], now: datetime, policy: Policy) -> DayBuilds:
+    def without_tables(self, tables: Collection[str]) -> DayBuilds:
+        """Forgets what concerns ``tables``, such as those that were made anew and count their versions from 0 again."""
+
+        def kept(versions: Versions) -> Versions:
+            return {name: version for name, version in versions.items() if name not in tables}
+
+        waiting = {day: replace(wait, versions=kept(wait.versions)) for day, wait in self.waiting.items()}
+        asked = {day: replace(ask, versions=kept(ask.versions)) for day, ask in self.asked.items()}
+        return DayBuilds({day: wait for day, wait in waiting.items() if wait.versions}, asked)
+
+    def without_built(self, built: Mapping[date, Versions], now: datetime, policy: Policy) -> DayBuilds:
         """Forgets what successful builds have seen, and requests that no longer matter.
 
         Args:
-            built: day -> version of the readings' table that its last successful build has seen.
+            built: day -> versions of the tables that its last successful build has seen.
             now: UTC.
             policy: a request is remembered for its patience at least, so that a day on which a reading trickles in
                 every minute is not built every minute.
         """
-        waiting = {day: wait for day, wait in self.waiting.items() if built.get(day, -1) < wait.version}
+        waiting = {day: wait for day, wait in self.waiting.items() if not _covers(built.get(day), wait.versions)}
         asked = {
-            day: replace(ask, tries=0) if built.get(day, -1) >= ask.version else ask
+            day: replace(ask, tries=0) if _covers(built.get(day), ask.versions) else ask
             for day, ask in self.asked.items()
             if day in waiting or now - ask.at < policy.patience
         }
@@ -121,7 +132,7 @@ class DayBuilds:
         asked = dict(self.asked)
         for day in days:
             before = asked.get(day)
-            asked[day] = Asked(self.waiting[day].version, now, (before.tries if before else 0) + 1)
+            asked[day] = Asked(self.waiting[day].versions, now, (before.tries if before else 0) + 1)
         return replace(self, asked=asked)
 
     @staticmethod
@@ -138,3 +149,8 @@ class DayBuilds:
             return False
         patience = policy.patience if built_before else min(policy.first_patience, policy.patience)
         return now - wait.last >= policy.quiet or now - wait.since >= patience
+
+
+def _covers(seen: Versions | None, wanted: Versions) -> bool:
+    """Whether a build that has seen these versions has seen what is wanted; ``None``: there was no build."""
+    return seen is not None and all(seen.get(table, -1) >= version for table, version in wanted.items())

@@ -4,9 +4,9 @@ Belongs here: the devices' clocks, which windows wait and which are due, which r
 rebuilds. Does not: the statistics (``domain.windows``), reading and committing (``streaming.windows``).
 
 A window is appended when its end passes on its device's clock, or when the device has been silent for ``SILENCE``; and
-again, with a higher revision, when a reading falls into it afterwards. A revision is the number of readings the window
-rests on, so what the table says by highest revision does not depend on how the readings were cut into batches, nor on
-crashes in between. ``docs/stream-processing.md`` tells it at length.
+again, with a higher revision, as soon as a reading falls into it afterwards. A revision is the number of readings that
+the window rests on, so what the table says by highest revision does not depend on how the readings were cut into
+batches, nor on crashes in between. ``docs/stream-processing.md`` tells it at length.
 
 Memory holds the readings of windows that are not due: for each device those of its last five minutes. Whatever else is
 asked for, a correction of a window that was appended long ago above all, is read from the past (``Past``), which has
@@ -210,6 +210,8 @@ class OpenWindows:
         self._slack_rows = slack_rows
         self._devices = pl.DataFrame(schema=dict(_DEVICES))
         self._waiting = pl.DataFrame(schema=dict(_WAITING))
+        # Windows that were appended although they are not over, because their device had been silent.
+        self._early = pl.DataFrame(schema=dict(_WAITING))
         self._frames: list[pl.DataFrame] = []
         self._topics: dict[str, int] = {}
         self._next_code = 0
@@ -248,8 +250,8 @@ class OpenWindows:
         return heard + SILENCE if isinstance(heard, datetime) else None
 
     def awaited(self) -> pl.DataFrame:
-        """The devices that are remembered, and from which window on theirs are not over: columns device_id, begin."""
-        return self._devices.select("device_id", begin=first_open(pl.col("clock"), self._spec))
+        """The devices that are remembered, and from which on their windows are not over: code, device_id, begin."""
+        return self._devices.select("code", "device_id", begin=first_open(pl.col("clock"), self._spec))
 
     # -- taking readings ---------------------------------------------------------------------------------
     def take(self, rows: pl.DataFrame) -> None:
@@ -288,11 +290,8 @@ class OpenWindows:
         if strangers.is_empty():
             return
         begin = first_open(pl.col("first"), self._spec).alias("begin")
-        known = (
-            self._past.appended(strangers.select("device_id", begin))
-            .group_by("device_id")
-            .agg(pl.col("last_event_time").max().alias("clock"))
-        )
+        appended = self._past.appended(strangers.select("device_id", begin))
+        known = appended.group_by("device_id").agg(pl.col("last_event_time").max().alias("clock"))
         entered = strangers.join(known, on="device_id", how="left").with_columns(
             heard=pl.lit(None, _TIME),
             held_from=pl.when(pl.col("clock").is_null())
@@ -300,6 +299,7 @@ class OpenWindows:
             .otherwise(first_open(pl.max_horizontal("clock", "last"), self._spec)),
         )
         self._enter(entered)
+        self._note_early(appended)
         returned = entered.filter(pl.col("clock") >= pl.col("held_from"))
         if returned.height:
             self._recall(returned.select("device_id", begin="held_from", clock="clock"))
@@ -310,6 +310,11 @@ class OpenWindows:
         self._next_code += devices.height
         entered = devices.with_columns(codes, since=pl.lit(None, _TIME)).select(list(_DEVICES))
         self._devices = pl.concat([self._devices, entered])
+
+    def _note_early(self, appended: pl.DataFrame) -> None:
+        """Notes windows (device_id, window_start) that stand in the table: whatever comes to them makes them due."""
+        coded = appended.join(self._devices.select("device_id", "code"), on="device_id", how="inner")
+        self._early = pl.concat([self._early, coded.select(list(_WAITING))]).unique()
 
     def _recall(self, devices: pl.DataFrame) -> None:
         """Takes what the past has of these devices (columns device_id, begin, clock) into memory."""
@@ -346,7 +351,8 @@ class OpenWindows:
         end = pl.col("window_start") + self._spec.length
         return (
             self._waiting.join(self._devices, on="code", how="inner")
-            .filter((end <= pl.col("clock")) | self._silent())
+            .join(self._early.with_columns(early=pl.lit(value=True)), on=["code", "window_start"], how="left")
+            .filter((end <= pl.col("clock")) | self._silent() | pl.col("early"))
             .select(
                 "code",
                 "device_id",
@@ -404,12 +410,17 @@ class OpenWindows:
         self._waiting = self._waiting.join(due, on=["code", "window_start"], how="anti")
         over = self._devices.filter(self._silent()).join(self._waiting, on="code", how="anti")
         self._devices = self._devices.join(over, on="code", how="anti")
+        self._early = (
+            self._early.join(self.awaited(), on="code", how="inner")
+            .filter(pl.col("window_start") >= pl.col("begin"))
+            .select(list(_WAITING))
+        )
         floor = first_open(pl.col("clock"), self._spec)
         crowded = self._devices.filter(pl.col("held_from").is_null()).join(due, on="code", how="semi")
         self._devices = self._devices.with_columns(held_from=pl.max_horizontal("held_from", floor)).with_columns(
             held_from=pl.when(pl.col("since").is_null()).then("held_from")
         )
-        if self.held > _SLACK * self._held_before + self._slack_rows:
+        if self._devices.is_empty() or self.held > _SLACK * self._held_before + self._slack_rows:
             self._prune()
         self._leave_crowded()
         if crowded.height:
@@ -509,6 +520,7 @@ class OpenWindows:
         codes = self._devices.select("device_id", "code")
         more = compared.filter(pl.col("revision") > pl.col("revision_appended"))
         self._waiting = more.join(codes, on="device_id", how="inner").select(list(_WAITING))
+        self._note_early(compared.filter(pl.col("revision_appended") > 0))
         self._hold(rows.join(codes, on="device_id", how="inner"))
         self._leave_crowded()
 

@@ -334,15 +334,9 @@ class Stretch:
             windows: slice | Integers = slice(begin, end) if even else order[begin:end]
             length = lengths[windows]
             longest = int(length.max())
+            beyond = None if (length == longest).all() else np.arange(longest) >= length[:, None]
             batches.append(
-                _Batch(
-                    windows,
-                    start[windows],
-                    longest,
-                    None if even else np.arange(longest) >= length[:, None],
-                    *self._places(length, longest),
-                    base[windows],
-                )
+                _Batch(windows, start[windows], longest, beyond, *self._places(length, longest), base[windows])
             )
             begin = end
         return batches

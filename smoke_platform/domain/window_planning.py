@@ -101,6 +101,8 @@ class WaitingWindows:
         #: Of each device the minutes of its open windows.
         self._minutes = pl.DataFrame(schema=dict(MINUTES))
         self._waiting = pl.DataFrame(schema=dict(WINDOW))
+        #: Windows that were appended although they are not over, because their device had been silent.
+        self._early = pl.DataFrame(schema=dict(WINDOW))
         self._until: datetime | None = None
 
     # -- asking ------------------------------------------------------------------------------------------
@@ -146,11 +148,8 @@ class WaitingWindows:
         if strangers.is_empty():
             return
         first = minutes.group_by("device_id").agg(first_open(pl.col("minute").min(), self._spec).alias("begin"))
-        known = (
-            self._appended(strangers.select("device_id").join(first, on="device_id", how="inner"))
-            .group_by("device_id")
-            .agg(pl.col("last_event_time").max().alias("before"))
-        )
+        appended = self._appended(strangers.select("device_id").join(first, on="device_id", how="inner"))
+        known = appended.group_by("device_id").agg(pl.col("last_event_time").max().alias("before"))
         entered = strangers.join(known, on="device_id", how="left")
         returned = entered.select(
             "device_id", begin=first_open(pl.max_horizontal("before", "clock"), self._spec), clock="before"
@@ -163,6 +162,8 @@ class WaitingWindows:
                 entered.select("device_id", clock=pl.max_horizontal("before", "clock"), heard=pl.lit(None, _TIME)),
             ]
         )
+        # They stand in the table: whatever comes to them makes them due.
+        self._early = pl.concat([self._early, appended.select(_KEY)]).unique()
 
     def _keep(self, minutes: pl.DataFrame) -> None:
         """Keeps the minutes in which open windows of remembered devices lie."""
@@ -184,7 +185,8 @@ class WaitingWindows:
         self._until = until
         return (
             self._waiting.join(self._devices, on="device_id", how="inner")
-            .filter((pl.col("window_start") + self._spec.length <= pl.col("clock")) | self._silent())
+            .join(self._early.with_columns(early=pl.lit(value=True)), on=_KEY, how="left")
+            .filter((pl.col("window_start") + self._spec.length <= pl.col("clock")) | self._silent() | pl.col("early"))
             .select(_KEY)
             .sort("window_start", "device_id")
         )
@@ -199,6 +201,12 @@ class WaitingWindows:
         self._waiting = self._waiting.join(due, on=_KEY, how="anti")
         over = self._devices.filter(self._silent()).join(self._waiting, on="device_id", how="anti")
         self._devices = self._devices.join(over, on="device_id", how="anti")
+        floors = self._devices.select("device_id", floor=first_open(pl.col("clock"), self._spec))
+        self._early = (
+            self._early.join(floors, on="device_id", how="inner")
+            .filter(pl.col("window_start") >= pl.col("floor"))
+            .select(_KEY)
+        )
         self._keep(self._minutes)
 
     # -- after a start -----------------------------------------------------------------------------------
@@ -232,4 +240,6 @@ class WaitingWindows:
         self._devices = known.join(partly, on="device_id", how="anti")
         more = compared.filter(pl.col("revision") > pl.col("revision_appended"))
         self._waiting = more.join(self._devices, on="device_id", how="semi").select(_KEY)
+        there = compared.filter(pl.col("revision_appended") > 0)
+        self._early = there.join(self._devices, on="device_id", how="semi").select(_KEY)
         self._keep(minutes.select(list(MINUTES)))

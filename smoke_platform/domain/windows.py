@@ -12,9 +12,9 @@ same readings write the same rows, however each of them cut the stream.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -96,6 +96,8 @@ DEFAULT_INTERVAL_S = 1.0
 
 #: Readings that one thread works on at a time: their arrays stay in the processor's cache.
 _CHUNK_ROWS = 1 << 15
+#: Windows that become a frame together.
+_GROUP_WINDOWS = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +190,14 @@ def compute(
     Returns:
         Columns of ``WINDOW_SCHEMA``, sorted by device_id and window_start. A window without a reading has no row.
     """
+    empty = pl.DataFrame(schema=WINDOW_SCHEMA)
     if rows.is_empty():
-        return pl.DataFrame(schema=WINDOW_SCHEMA)
+        return empty
     ordered = _Ordered.of(rows)
     found = _Windows.of(ordered, spec, windows)
-    values, missing = _statistics(rows, ordered, found, spec, threads or min(4, os.cpu_count() or 1))
-    return _frame(rows, ordered, found, spec, intervals_s or {}, values, missing)
+    readings = _Readings.of(rows, ordered, spec, intervals_s or {})
+    with ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1)) as pool:
+        return pl.concat([empty, *(_frame(readings, group, pool) for group in found.groups())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +298,21 @@ class _Windows:
     high: Integers
     parts: list[_Part]
 
+    def groups(self) -> Iterator[_Windows]:
+        """The same in groups of parts; beside its result ``compute`` holds the numbers of one group."""
+        parts: list[_Part] = []
+        for part in self.parts:
+            parts.append(part)
+            first, last = parts[0].windows.start, part.windows.stop
+            if last - first >= _GROUP_WINDOWS or part is self.parts[-1]:
+                inside = slice(first, last)
+                moved = [
+                    replace(each, windows=slice(each.windows.start - first, each.windows.stop - first))
+                    for each in parts
+                ]
+                yield _Windows(self.device[inside], self.start[inside], self.low[inside], self.high[inside], moved)
+                parts = []
+
     @classmethod
     def of(cls, ordered: _Ordered, spec: WindowSpec, wanted: pl.DataFrame | None) -> _Windows:
         panes, slide_us = spec.windows_per_reading, spec.slide_s * _US
@@ -370,26 +389,64 @@ def _chosen(names: pl.Series, device: Integers, start: Integers, wanted: pl.Data
     return joined["wanted"].fill_null(value=False).to_numpy()
 
 
-def _statistics(
-    rows: pl.DataFrame, ordered: _Ordered, found: _Windows, spec: WindowSpec, threads: int
-) -> tuple[Floats, Integers]:
-    """The statistics of each sensor but for ``missing``, float64 ``[12, 14, w]`` with NaN for none; and ``missing``."""
-    columns = [rows[name].cast(pl.Float64).to_numpy() for name in SENSOR_NAMES]
-    values = np.empty((len(SENSOR_NAMES), len(STATISTICS) - 1, len(found.start)))
-    missing = np.zeros((len(SENSOR_NAMES), len(found.start)), np.int64)
+@dataclass(frozen=True, slots=True)
+class _Readings:
+    """What the windows are made of.
 
-    def work(part: _Part) -> None:
-        for place, column in enumerate(columns):
-            measured = column[part.rows] if ordered.taken is None else column.take(ordered.taken[part.rows])
-            _of_sensor(measured, part.stretch, values[place, :, part.windows], missing[place, part.windows])
+    Attributes:
+        columns: float64, of each sensor as in the frame; NaN where nothing was measured.
+        duplicates, labels, fires, contradictions: how many of the ordered readings before each of them are or have
+            such, int64, one longer than the readings; ``None`` where none does.
+        interval: int64, of each device, in microseconds.
+    """
 
-    if threads > 1 and len(found.parts) > 1:
-        with ThreadPoolExecutor(threads) as pool:
+    ordered: _Ordered
+    spec: WindowSpec
+    columns: list[Floats]
+    duplicates: Integers | None
+    labels: Integers | None
+    fires: Integers | None
+    contradictions: Integers | None
+    interval: Integers
+
+    @classmethod
+    def of(cls, rows: pl.DataFrame, ordered: _Ordered, spec: WindowSpec, intervals_s: Mapping[str, float]) -> _Readings:
+        def before(flags: npt.NDArray[Any]) -> Integers | None:
+            if not flags.any():
+                return None
+            return np.append(0, np.cumsum(flags if ordered.taken is None else flags[ordered.taken], dtype=np.int64))
+
+        columns = [rows[name].cast(pl.Float64).to_numpy() for name in SENSOR_NAMES]
+        pm1_0, pm2_5 = (columns[SENSOR_NAMES.index(name)] for name in ("pm1_0", "pm2_5"))
+        label = rows["fire_alarm"].cast(pl.Boolean)
+        interval = [max(1, round(intervals_s.get(name, DEFAULT_INTERVAL_S) * _US)) for name in ordered.names]
+        return cls(
+            ordered=ordered,
+            spec=spec,
+            columns=columns,
+            duplicates=ordered.duplicates,
+            labels=before(label.is_not_null().to_numpy()),
+            fires=before(label.fill_null(value=False).to_numpy()),
+            contradictions=before(pm1_0 > pm2_5 * (1 + INCONSISTENCY_TOLERANCE) + INCONSISTENCY_TOLERANCE),
+            interval=np.array(interval, np.int64),
+        )
+
+    def statistics(self, found: _Windows, pool: ThreadPoolExecutor) -> tuple[Floats, Integers]:
+        """The statistics of each sensor but for ``missing``, float64 ``[12, 14, w]``, NaN for none; and ``missing``."""
+        values = np.empty((len(SENSOR_NAMES), len(STATISTICS) - 1, len(found.start)))
+        missing = np.zeros((len(SENSOR_NAMES), len(found.start)), np.int64)
+        taken = self.ordered.taken
+
+        def work(part: _Part) -> None:
+            for place, column in enumerate(self.columns):
+                measured = column[part.rows] if taken is None else column.take(taken[part.rows])
+                _of_sensor(measured, part.stretch, values[place, :, part.windows], missing[place, part.windows])
+
+        if len(found.parts) == 1:
+            work(found.parts[0])
+        else:
             list(pool.map(work, found.parts))
-    else:
-        for part in found.parts:
-            work(part)
-    return values, missing
+        return values, missing
 
 
 def _of_sensor(values: Floats, stretch: Stretch, answer: Floats, missing: Integers) -> None:
@@ -418,43 +475,23 @@ def _of_values(values: Floats, stretch: Stretch, answer: Floats) -> None:
     answer[-3], answer[-2] = values[stretch.low], values[stretch.high - 1]
 
 
-def _frame(
-    rows: pl.DataFrame,
-    ordered: _Ordered,
-    found: _Windows,
-    spec: WindowSpec,
-    intervals_s: Mapping[str, float],
-    values: Floats,
-    missing: Integers,
-) -> pl.DataFrame:
+def _frame(readings: _Readings, found: _Windows, pool: ThreadPoolExecutor) -> pl.DataFrame:
     """Columns of ``WINDOW_SCHEMA``."""
+    ordered, values, missing = readings.ordered, *readings.statistics(found, pool)
 
-    def in_order(column: pl.Series) -> npt.NDArray[Any]:
-        array = column.to_numpy()
-        return array if ordered.taken is None else array[ordered.taken]
-
-    def counted(flags: npt.NDArray[Any]) -> Integers:
+    def counted(before: Integers | None) -> Integers:
         """How many of each window's readings."""
-        before = np.append(0, np.cumsum(flags, dtype=np.int64))
+        if before is None:
+            return np.zeros(len(found.low), np.int64)
         inside: Integers = before[found.high] - before[found.low]
         return inside
 
     count = found.high - found.low
-    nothing = np.zeros(len(count), np.int64)
-    duplicates = (
-        nothing if ordered.duplicates is None else ordered.duplicates[found.high] - ordered.duplicates[found.low]
-    )
-    labels, fires = nothing, nothing
-    if rows["fire_alarm"].null_count() < rows.height:
-        labels = counted(in_order(rows["fire_alarm"].is_not_null()))
-        fires = counted(in_order(rows["fire_alarm"].fill_null(value=False)))
-    pm1_0, pm2_5 = (in_order(rows[name].cast(pl.Float64)) for name in ("pm1_0", "pm2_5"))
-    contradictions = counted(pm1_0 > pm2_5 * (1 + INCONSISTENCY_TOLERANCE) + INCONSISTENCY_TOLERANCE)
+    duplicates = counted(readings.duplicates)
     first, last = ordered.time[found.low], ordered.time[found.high - 1]
 
-    length_us = spec.length_s * _US
-    interval_us = np.array([max(1, round(intervals_s.get(name, DEFAULT_INTERVAL_S) * _US)) for name in ordered.names])
-    interval = interval_us[found.device]
+    length_us = readings.spec.length_s * _US
+    interval = readings.interval[found.device]
     expected = np.maximum(length_us // interval, 1)
     completeness = np.minimum(count / expected, 1.0)
     present = count - missing
@@ -466,7 +503,7 @@ def _frame(
     )
     least, greatest = values[:, STATISTICS.index("min")], values[:, STATISTICS.index("max")]
     constant = ~(least < greatest).any(axis=0)
-    implausible = np.where(constant & (restless >= LEAST_RESTLESS_FROZEN), total, contradictions)
+    implausible = np.where(constant & (restless >= LEAST_RESTLESS_FROZEN), total, counted(readings.contradictions))
     plausibility = 1.0 - implausible / np.maximum(total, 1)
     freshness = 1.0 - np.clip((found.start + length_us - last - interval) / length_us, 0.0, 1.0)
 
@@ -486,8 +523,8 @@ def _frame(
         "duplicate_count": duplicates,
         "expected_count": expected,
         "completeness": completeness,
-        "label_count": labels,
-        "fire_label_count": fires,
+        "label_count": counted(readings.labels),
+        "fire_label_count": counted(readings.fires),
         "first_event_time": first,
         "last_event_time": last,
         "quality_score": 100.0 * completeness * validity * plausibility * freshness,

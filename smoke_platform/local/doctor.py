@@ -21,7 +21,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from smoke_platform.adapters.java import find_java
+from smoke_platform.adapters.java import find_java, find_jdk
+from smoke_platform.adapters.spark_jars import CONNECTOR
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.local import ports
 from smoke_platform.local.jars import BROKER, KAFKA_VERSION
@@ -57,6 +58,7 @@ def examine(settings: Settings) -> list[Check]:
         _checkout,
         _java,
         _jars,
+        _spark,
         _ports,
         _folders,
         _disk,
@@ -127,6 +129,27 @@ def _jars(settings: Settings) -> list[Check]:
     except SmokeError as fault:
         return [Check("Kafka's jars", "fail", fault.message, fault.remedy)]
     return [Check("Kafka's jars", "ok", f"{len(expected)} jars of Kafka {KAFKA_VERSION}, each as the list has it")]
+
+
+def _spark(settings: Settings) -> list[Check]:
+    if settings.engine != "spark":
+        return []
+    try:
+        java = find_jdk()
+    except SmokeError as fault:
+        return [Check("Java for Spark", "fail", fault.message, fault.remedy)]
+    checks = [Check("Java for Spark", "ok", f"{java.major}, from {java.origin} ({java.command})")]
+    folder = CONNECTOR.folder(settings.cache_dir)
+    if not folder.is_dir():
+        return [
+            *checks,
+            Check("Spark's jars", "ok", f"{CONNECTOR.title} is not in the cache yet; the first run fetches 10 MB"),
+        ]
+    try:
+        CONNECTOR.check(folder, CONNECTOR.expected())
+    except SmokeError as fault:
+        return [*checks, Check("Spark's jars", "fail", fault.message, fault.remedy)]
+    return [*checks, Check("Spark's jars", "ok", f"{CONNECTOR.title}, each as the list has it")]
 
 
 def _ports(settings: Settings) -> list[Check]:

@@ -5,16 +5,19 @@ Belongs here: starting, watching and ending that process, and what it tells. Doe
 (``orchestration.landing``).
 
 ``PipesSubprocessClient`` is not used: it hands over what was reported only when the process has ended, and a landing
-takes an hour. Pipes' session, on which it is built, is read here while the process runs.
+takes an hour. Nor is ``open_pipes_session``, which insists on one result for each asset of the run; a table that got
+nothing has none. Both are built on the handler and the session that are used here.
 """
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import dagster as dg
+from dagster_pipes import PipesContextData
 
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.orchestration.spark_messages import Message, decode
@@ -60,12 +63,7 @@ class SparkRun:
         Raises:
             LeaseHeld, Fenced, LostReadings, SmokeError: what made the child end; also, where it was killed.
         """
-        with dg.open_pipes_session(
-            context=self._context,
-            context_injector=dg.PipesTempFileContextInjector(),
-            message_reader=dg.PipesTempFileMessageReader(),
-            extras={"parent": os.getpid()},
-        ) as session:
+        with self._session() as session:
             process = subprocess.Popen(
                 COMMAND,
                 env={**os.environ, **self._settings.environment(), **session.get_bootstrap_env_vars()},
@@ -93,6 +91,34 @@ class SparkRun:
             f"Spark's driver ended with code {process.returncode} and did not say why",
             "the sensor starts another one; its output is in the log of Dagster's code server",
         )
+
+    @contextmanager
+    def _session(self) -> Iterator[dg.PipesSession]:
+        handler = dg.PipesMessageHandler(self._context, dg.PipesTempFileMessageReader())
+        # The assets stay on this side; the child reports tables and offsets.
+        told = PipesContextData(
+            asset_keys=None,
+            code_version_by_asset_key=None,
+            provenance_by_asset_key=None,
+            partition_key=None,
+            partition_key_range=None,
+            partition_time_window=None,
+            run_id=self._context.run.run_id,
+            job_name=self._context.run.job_name,
+            retry_number=self._context.retry_number,
+            extras={"parent": os.getpid()},
+        )
+        with (
+            dg.PipesTempFileContextInjector().inject_context(told) as injected,
+            handler.handle_messages() as reading,
+        ):
+            yield dg.PipesSession(
+                context_data=told,
+                message_handler=handler,
+                context_injector_params=injected,
+                message_reader_params=reading,
+                context=self._context,
+            )
 
     def _take(self, session: dg.PipesSession, on_commit: Callable[[Progress], None]) -> None:
         payloads = session.get_custom_messages()

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import astuple
 from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version as installed_version
 from typing import Any, cast
@@ -21,10 +21,11 @@ import dagster as dg
 from packaging.version import Version
 
 from smoke_platform.adapters import warehouse
-from smoke_platform.adapters.lake import Lake
-from smoke_platform.adapters.warehouse import LogPosition
-from smoke_platform.adapters.warehouse_schema import MARTS, PROJECT_DIR, STAGING
-from smoke_platform.domain.day_builds import Asked, DayBuilds, Policy, Waiting
+from smoke_platform.adapters.lake import READINGS, Lake
+from smoke_platform.adapters.warehouse import BuildRecord, LogPosition
+from smoke_platform.adapters.warehouse_schema import MARTS, PROJECT_DIR, WORK_TABLES
+from smoke_platform.adapters.windows import WINDOWS
+from smoke_platform.domain.day_builds import Arrival, Asked, DayBuilds, Policy, Waiting
 from smoke_platform.orchestration import names, partitions
 from smoke_platform.settings import Settings
 
@@ -45,8 +46,16 @@ DOCUMENTATION = dg.AssetKey(["warehouse", "documentation"])
 DAY_SENSOR = "day_sensor"
 DAILY_SCHEDULE = "batch_daily"
 
-#: Tag of a run that the sensor asks for: the version of the readings that the run sees at least.
-SEEN_TAG = "smoke/readings_version"
+#: Tag of a run that the sensor asks for: the versions of the followed tables that the run sees at least, as JSON.
+SEEN_TAG = "smoke/lake_versions"
+#: What dbt calls a source -> the asset that writes it.
+_SOURCES = {
+    READINGS: names.READINGS,
+    WINDOWS: names.WINDOWS,
+    "features": names.FEATURES,
+    "predictions": names.RECORDS["predictions"],
+    "alarms": names.RECORDS["alarms"],
+}
 TICK_S = 30
 #: A day that received nothing for this long is built without waiting for more.
 QUIET = timedelta(seconds=30)
@@ -84,7 +93,7 @@ class Translator(DagsterDbtTranslator):  # type: ignore[misc]  # dagster-dbt shi
 
     def get_asset_key(self, dbt_resource_props: Mapping[str, Any]) -> dg.AssetKey:
         if dbt_resource_props["resource_type"] == "source":
-            return {"readings": names.READINGS, "features": names.FEATURES}[dbt_resource_props["name"]]
+            return _SOURCES[dbt_resource_props["name"]]
         return dg.AssetKey(["warehouse", dbt_resource_props["name"]])
 
     def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str | None:
@@ -106,7 +115,7 @@ def definitions(settings: Settings) -> dg.Definitions:
         names.JOB_BATCH,
         selection=dg.AssetSelection.assets(
             names.FEATURES,
-            *(dg.AssetKey(["warehouse", model]) for model in (STAGING, *MARTS)),
+            *(dg.AssetKey(["warehouse", model]) for model in (*WORK_TABLES, *MARTS)),
             PUBLISHED,
         ),
         tags=names.BATCH_TAGS,
@@ -145,7 +154,7 @@ def _models(settings: Settings) -> dg.AssetsDefinition:
     def warehouse_models(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
         days = _days(context)
         began_at = datetime.now(UTC)
-        seen = _seen(context, warehouse.readings_position(Lake(settings.lake)))
+        seen = _seen(context, warehouse.log_positions(Lake(settings.lake)))
         warehouse.begin_build(settings, days)
         target = warehouse.new_target(settings, f"{days[0]}-{context.run.run_id[:8]}-{began_at:%H%M%S%f}")
         with _environment(warehouse.build_environment(days[0], days[-1])):
@@ -221,11 +230,17 @@ def _days(context: dg.AssetExecutionContext) -> list[date]:
     return warehouse.days_between(window.start.date(), (window.end - timedelta(days=1)).date())
 
 
-def _seen(context: dg.AssetExecutionContext, now: LogPosition) -> LogPosition:
+def _seen(context: dg.AssetExecutionContext, now: Mapping[str, LogPosition]) -> dict[str, LogPosition]:
     """What every step of the run has seen: the features were computed before dbt looked at the lake."""
-    asked = context.run.tags.get(SEEN_TAG, "")
-    table_id, _, version = asked.partition(":")
-    return LogPosition(now.table_id, min(now.version, int(version))) if asked and table_id == now.table_id else now
+    asked = {
+        name: LogPosition(*position) for name, position in json.loads(context.run.tags.get(SEEN_TAG, "{}")).items()
+    }
+    return {
+        name: min(position, asked[name], key=lambda each: each.version)
+        if name in asked and asked[name].table_id == position.table_id
+        else position
+        for name, position in now.items()
+    }
 
 
 # -- when --------------------------------------------------------------------------------------------------------
@@ -256,7 +271,7 @@ def _sensor(settings: Settings) -> dg.SensorDefinition:
         job_name=names.JOB_BATCH,
         minimum_interval_seconds=TICK_S,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Builds the days that received readings since their last build.",
+        description="Builds the days that received readings or windows since their last build.",
     )
     def day_sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         return evaluate(settings, policy, context.cursor, _under_way(context.instance), datetime.now(UTC))
@@ -270,29 +285,45 @@ def evaluate(
     """One tick: reads what the lake's log says since ``cursor``, and requests the builds that are due."""
     memory = Memory.from_cursor(cursor)
     built = warehouse.published_builds(settings)
-    position, arrivals = warehouse.arrivals_since(Lake(settings.lake), memory.position, built)
-    versions = {day: record.version for day, record in built.items() if record.table_id == position.table_id}
-    known = memory.builds if memory.position and memory.position.table_id == position.table_id else DayBuilds()
-    buildable = [arrival for arrival in arrivals if arrival.day >= settings.first_day]
-    builds = known.with_arrivals(buildable).without_built(versions, now, policy)
-    due = builds.due(now=now, under_way=under_way, built=frozenset(versions), policy=policy)
+    positions: dict[str, LogPosition] = {}
+    arrivals: list[Arrival] = []
+    for name in warehouse.FOLLOWED:
+        positions[name], found = warehouse.arrivals_since(Lake(settings.lake), name, memory.positions.get(name), built)
+        arrivals += [arrival for arrival in found if arrival.day >= settings.first_day]
+    anew = [name for name, before in memory.positions.items() if before.table_id != positions[name].table_id]
+    versions = {day: _versions(record, positions) for day, record in built.items()}
+    built_before = frozenset(day for day, seen in versions.items() if READINGS in seen)
+    builds = memory.builds.without_tables(anew).with_arrivals(arrivals).without_built(versions, now, policy)
+    due = builds.due(now=now, under_way=under_way, built=built_before, policy=policy)
     builds = builds.after_asking(due, now)
-    requests = [_request(memory.origin, position, day, builds.asked[day]) for day in due]
+    requests = [_request(memory.origin, positions, day, builds.asked[day]) for day in due]
     reason = f"{len(builds.waiting)} days wait, {len(under_way)} builds are under way"
+    known = {name: position for name, position in positions.items() if position != warehouse.NO_TABLE}
     return dg.SensorResult(
         run_requests=requests,
         skip_reason=None if requests else dg.SkipReason(reason),
-        cursor=Memory(memory.origin, position if position.version >= 0 else None, builds).to_cursor(),
+        cursor=Memory(memory.origin, known, builds).to_cursor(),
     )
 
 
-def _request(origin: str, position: LogPosition, day: date, asked: Asked) -> dg.RunRequest:
+def _versions(record: BuildRecord, positions: Mapping[str, LogPosition]) -> dict[str, int]:
+    """What a build has seen of the tables that are still the same."""
+    return {
+        name: record.position(name).version
+        for name, position in positions.items()
+        if record.position(name).table_id == position.table_id
+    }
+
+
+def _request(origin: str, positions: Mapping[str, LogPosition], day: date, asked: Asked) -> dg.RunRequest:
     # Dagster drops a key that it has seen, for ever and without a word: a build that failed is asked for under a
     # new one, and so is everything after the cursor was reset (origin).
+    versions = "/".join(f"{name}-{version}" for name, version in sorted(asked.versions.items()))
+    seen = json.dumps({name: astuple(position) for name, position in positions.items()})
     return dg.RunRequest(
-        run_key=f"{origin}/{day}/{asked.version}/{asked.at.timestamp():.0f}",
+        run_key=f"{origin}/{day}/{versions}/{asked.at.timestamp():.0f}",
         partition_key=day.isoformat(),
-        tags={**names.BATCH_TAGS, SEEN_TAG: f"{position.table_id}:{position.version}"},
+        tags={**names.BATCH_TAGS, SEEN_TAG: seen},
     )
 
 
@@ -310,41 +341,42 @@ def _under_way(instance: dg.DagsterInstance) -> frozenset[date]:
 
 
 class Memory:
-    """The sensor's cursor: where the log was read to, and what waits."""
+    """The sensor's cursor: where the logs were read to, and what waits."""
 
-    def __init__(self, origin: str, position: LogPosition | None, builds: DayBuilds) -> None:
+    def __init__(self, origin: str, positions: Mapping[str, LogPosition], builds: DayBuilds) -> None:
         self.origin = origin
-        self.position = position
+        self.positions = positions
         self.builds = builds
 
     @staticmethod
     def from_cursor(cursor: str | None) -> "Memory":
-        if not cursor:
-            return Memory(secrets.token_hex(4), None, DayBuilds())
-        data = json.loads(cursor)
+        data = json.loads(cursor or "{}")
+        if "positions" not in data:
+            # There is none, or it is of the time when only the readings were followed: the tables' files say as much.
+            return Memory(secrets.token_hex(4), {}, DayBuilds())
         moment = datetime.fromisoformat
         waiting = {
-            date.fromisoformat(day): Waiting(version, moment(since), moment(last))
-            for day, (version, since, last) in data["waiting"].items()
+            date.fromisoformat(day): Waiting(versions, moment(since), moment(last))
+            for day, (versions, since, last) in data["waiting"].items()
         }
         asked = {
-            date.fromisoformat(day): Asked(version, moment(at), tries)
-            for day, (version, at, tries) in data["asked"].items()
+            date.fromisoformat(day): Asked(versions, moment(at), tries)
+            for day, (versions, at, tries) in data["asked"].items()
         }
-        position = LogPosition(**data["position"]) if data["position"] else None
-        return Memory(data["origin"], position, DayBuilds(waiting, asked))
+        positions = {name: LogPosition(*position) for name, position in data["positions"].items()}
+        return Memory(data["origin"], positions, DayBuilds(waiting, asked))
 
     def to_cursor(self) -> str:
         return json.dumps(
             {
                 "origin": self.origin,
-                "position": asdict(self.position) if self.position else None,
+                "positions": {name: astuple(position) for name, position in self.positions.items()},
                 "waiting": {
-                    day.isoformat(): [wait.version, wait.since.isoformat(), wait.last.isoformat()]
+                    day.isoformat(): [wait.versions, wait.since.isoformat(), wait.last.isoformat()]
                     for day, wait in sorted(self.builds.waiting.items())
                 },
                 "asked": {
-                    day.isoformat(): [ask.version, ask.at.isoformat(), ask.tries]
+                    day.isoformat(): [ask.versions, ask.at.isoformat(), ask.tries]
                     for day, ask in sorted(self.builds.asked.items())
                 },
             }

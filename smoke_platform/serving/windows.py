@@ -194,5 +194,6 @@ class WindowMetrics(Collector):
         files = pa.table(self._table.get_add_actions(flatten=True))
         if not files.num_rows:
             return 0, None
-        newest = pc.max(files[f"max.{WRITTEN_AT}"]).as_py()
+        stated = f"max.{WRITTEN_AT}"  # it is missing where whoever made the table does not keep this statistic
+        newest = pc.max(files[stated]).as_py() if stated in files.column_names else None
         return int(pc.sum(files["num_records"]).as_py() or 0), _in_utc(newest)

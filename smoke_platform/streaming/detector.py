@@ -1,11 +1,15 @@
 """The detector: reads every reading as it arrives and writes the alarms that follow from it.
 
-Belongs here: the loop around ``domain.detection``: group membership, what is given up and put back at a rebalance, when
-state is saved, when a device may be called silent. Does not: what an alarm is (``domain``), the messages of the state
-topic (``adapters.detector_state``), what is counted (``streaming.detector_metrics``).
+Belongs here: the loop around ``domain.detection``: what is given up and put back at a rebalance, when state is saved,
+when a device may be called silent. Does not: what an alarm is (``domain``), who holds which partition
+(``streaming.detector_group``), the messages of the state topic (``adapters.detector_state``), what is counted
+(``streaming.detector_metrics``).
 
-One thread does it all but the sending, since an alarm that waits for a lock is late. An alarm is durable when the
+One thread does it all but the sending, since an alarm that waits for others is late. An alarm is durable when the
 broker has acknowledged its record; a device's state is saved only when every record that it has led to is.
+
+Two clients share the work. kafka-python is the group's member: it says which partitions are this replica's, and keeps
+the checkpoints. ``adapters.kafka_live`` fetches, in a fraction of the processor time.
 """
 
 from __future__ import annotations
@@ -16,19 +20,18 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition, errors
-from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.structs import OffsetAndMetadata
+from confluent_kafka import Message
 
 from smoke_platform.adapters.detector_state import Checkpoint, StateReader, decode_checkpoint, encode_checkpoint
 from smoke_platform.adapters.device_registry import DeviceRegistry
 from smoke_platform.adapters.kafka import ensure_topics
-from smoke_platform.adapters.kafka_bulk import KafkaUnreachable
+from smoke_platform.adapters.kafka_bulk import KafkaUnreachable, OffsetLost
+from smoke_platform.adapters.kafka_live import LiveConsumer, Place
 from smoke_platform.adapters.scorer import ChampionWatcher
 from smoke_platform.domain.alarms import decode_command
 from smoke_platform.domain.detection import Batch, Engine
@@ -36,15 +39,16 @@ from smoke_platform.domain.devices import Device
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.topics import ALARM_COMMANDS
 from smoke_platform.settings import Settings
+from smoke_platform.streaming.detector_group import Membership
 from smoke_platform.streaming.detector_metrics import DetectorMetrics
 from smoke_platform.streaming.detector_output import FAREWELL_S, Outputs
 
 log = logging.getLogger(__name__)
 
-#: A member that is not heard of for this long loses its partitions; a restarted one of the same name has them at once.
-SESSION_TIMEOUT_S = 6.0
 #: Messages of one poll. More would let the first of them wait for the last while a backlog is worked off.
 POLL_MESSAGES = 2_000
+#: How long a thread may keep the interpreter while another one waits: the one that waits may bring an acknowledgement.
+SWITCH_S = 0.0005
 #: The loop looks after everything but readings this often.
 TICK_S = 0.05
 SWEEP_S = 0.2
@@ -55,38 +59,8 @@ PROBE_S = 0.5
 SLOW_ANSWER_S = 1.0
 #: A detector that reads nothing for so long while readings wait is started anew.
 STALLED_S = 5.0
-#: First and longest pause before a replica without partitions joins the group anew.
-REJOIN_S, REJOIN_MOST_S = 10.0, 600.0
 #: Without any saved state readings are taken from this long ago: a fire that has just begun is not missed.
 LOOK_BACK_S = 900.0
-#: How the broker answers a fetch: with few readings at once, with many after a millisecond in which more come together.
-#: Measured at 10,000 readings/s: 1 ms gives a lower p50 and p99 than an answer at once, and than 2 or 4 ms.
-FETCH_CALM = {"fetch_min_bytes": 1, "fetch_max_wait_ms": 200}
-FETCH_BUSY = {"fetch_min_bytes": 65_536, "fetch_max_wait_ms": 1}
-#: Readings a second from which on, and below which, the one or the other is chosen.
-BUSY_FROM, CALM_BELOW = 400.0, 200.0
-
-#: The consumer of the readings, whoever it is; benchmarks measure their bare echo with the same.
-CONSUMER_SETTINGS: Mapping[str, Any] = {
-    # Both topics have the same partitions, so that ranges give a device's readings and commands to one member.
-    "partition_assignment_strategy": [RangePartitionAssignor],
-    "enable_auto_commit": False,
-    "auto_offset_reset": "earliest",
-    "session_timeout_ms": round(SESSION_TIMEOUT_S * 1000),
-    "heartbeat_interval_ms": 1_500,
-    "max_poll_records": POLL_MESSAGES,
-    "max_poll_interval_ms": 300_000,
-    "max_partition_fetch_bytes": 1024 * 1024,
-    "reconnect_backoff_ms": 20,
-    "reconnect_backoff_max_ms": 500,
-    "retry_backoff_ms": 50,
-    "check_crcs": True,
-    "allow_auto_create_topics": False,
-    # A group that was formed while a topic was being made has no partitions of it until the client looks again.
-    "metadata_max_age_ms": 10_000,
-    "metrics_enabled": False,
-    **FETCH_CALM,
-}
 
 
 class Detector:
@@ -107,8 +81,6 @@ class Detector:
         self._trace = trace
         self._listening: dict[int, float] = {}
         self._held: dict[int, _Held] = {}
-        self._busy = False
-        self._rejoin_at = self._rejoin_s = 0.0
         self._reached, self._moved_at = -1, 0.0
 
     def stop(self) -> None:
@@ -121,7 +93,7 @@ class Detector:
         Raises:
             SmokeError: where waiting does not help, such as another replica of the same name.
         """
-        sys.setswitchinterval(0.0005)
+        sys.setswitchinterval(SWITCH_S)
         settings = self._settings
         with ChampionWatcherSoon(settings.models_dir) as champion:
             self._champion = champion
@@ -132,20 +104,19 @@ class Detector:
                 Outputs(settings, self.metrics, self._trace, self._stop) as self._out,
                 DeviceRegistry(settings) as self._registry,
                 _Probe(self._reader) as self._probe,
+                LiveConsumer(settings.brokers, f"smoke-detector-{self._member}-readings") as self._live,
             ):
                 self._known_registry = -1
-                consumer = self._consumer()
-                try:
-                    self._loop(consumer)
-                    self._farewell(consumer)
-                except errors.FencedInstanceIdError:
-                    raise SmokeError(
-                        f"another detector has joined under the name {self._member}",
-                        "give each replica a name of its own: SMOKE_DETECTOR_MEMBER or --member",
-                    ) from None
-                finally:
-                    # A static member keeps its partitions: a restart within the session's time moves nothing.
-                    consumer.close(autocommit=False, timeout_ms=2_000)
+                with Membership(
+                    settings.brokers,
+                    f"smoke-detector-{settings.topic_readings}",
+                    self._member,
+                    (settings.topic_readings, ALARM_COMMANDS),
+                    self._out.alarms.flush,
+                    self._stop,
+                ) as self._group:
+                    self._loop()
+                    self._farewell()
 
     # -- connecting --------------------------------------------------------------------------------------
 
@@ -167,38 +138,16 @@ class Detector:
                 self._stop.wait(0.2)
         raise SmokeError("stopped before any broker answered")
 
-    def _consumer(self) -> KafkaConsumer:
-        settings = self._settings
-        consumer = KafkaConsumer(
-            bootstrap_servers=settings.brokers.split(","),
-            client_id=f"smoke-detector-{self._member}",
-            group_id=f"smoke-detector-{settings.topic_readings}",
-            group_instance_id=self._member,
-            **CONSUMER_SETTINGS,
-        )
-        # The member that leads the group hands out what it knows of: without this, nothing of a topic just made.
-        for topic in (settings.topic_readings, ALARM_COMMANDS):
-            while not consumer.partitions_for_topic(topic) and not self._stop.wait(0.05):
-                pass
-        self._group = _Listener(lambda: self._out.alarms.flush(30.0))
-        self._subscribe(consumer)
-        self._kafka = consumer
-        return consumer
-
-    def _subscribe(self, consumer: KafkaConsumer) -> None:
-        consumer.subscribe([self._settings.topic_readings, ALARM_COMMANDS], listener=self._group)
-
     # -- partitions --------------------------------------------------------------------------------------
 
     def lost(self) -> None:
-        """The group went on without this member: others hold the partitions, so nothing known of them counts."""
+        """Others may hold the partitions by now, so nothing known of them counts."""
+        self._live.assign({})
         for partition in self._engine.partitions:
             self._let_go(partition)
 
-    def assigned(self, places: Sequence[TopicPartition]) -> None:
+    def assigned(self, readings: set[int], commands: set[int]) -> None:
         """After a rebalance: lets go what others have, keeps what stayed, puts back what is new."""
-        readings = {place.partition for place in places if place.topic == self._settings.topic_readings}
-        commands = {place.partition for place in places if place.topic == ALARM_COMMANDS}
         if readings != commands:
             raise SmokeError(
                 f"the partitions of {self._settings.topic_readings} and {ALARM_COMMANDS} are not the same ones",
@@ -209,9 +158,13 @@ class Detector:
         fresh = sorted(readings - set(self._engine.partitions))
         if fresh:
             self._put_back(fresh)
+        positions: dict[Place, int] = {}
         for partition in readings:
-            self._kafka.seek(self._place(partition), self._engine.newest(partition) + 1)
-            self._kafka.seek(TopicPartition(ALARM_COMMANDS, partition), self._held[partition].commands_position)
+            held = self._held[partition]
+            held.commands.clear()
+            positions[self._settings.topic_readings, partition] = self._engine.newest(partition) + 1
+            positions[ALARM_COMMANDS, partition] = held.commands_position
+        self._live.assign(positions)
         self._out.begin_snapshots(sorted(readings))
         self._probe.partitions = sorted(readings)
 
@@ -229,7 +182,7 @@ class Detector:
         for partition, found in restored.items():
             position = found.position
             if position is None:
-                position = self._first_position(partition)
+                position = self._group.first_since(partition, time.time() - LOOK_BACK_S)
             if found.lost:
                 log.warning(
                     "partition %d: %d readings were deleted from the log before they were judged", partition, found.lost
@@ -249,67 +202,71 @@ class Detector:
         )
 
     def _checkpoint(self, partition: int) -> Checkpoint | None:
-        committed = self._kafka.committed(self._place(partition), metadata=True)
-        if committed is None or not committed.metadata:
-            return None
-        return decode_checkpoint(committed.metadata, self._engine.topic_id)
-
-    def _first_position(self, partition: int) -> int:
-        place = self._place(partition)
-        since = round((time.time() - LOOK_BACK_S) * 1000)
-        found = self._kafka.offsets_for_times({place: since})[place]
-        return int(found.offset) if found is not None else int(self._kafka.end_offsets([place])[place])
-
-    def _place(self, partition: int) -> TopicPartition:
-        return TopicPartition(self._settings.topic_readings, partition)
+        text = self._group.committed(partition)
+        return None if text is None else decode_checkpoint(text, self._engine.topic_id)
 
     # -- the loop ----------------------------------------------------------------------------------------
 
-    def _loop(self, consumer: KafkaConsumer) -> None:
-        readings = self._settings.topic_readings
+    def _loop(self) -> None:
         next_tick = 0.0
         # What was made until here stays: the collector need not look through it while readings wait.
         gc.collect()
         gc.freeze()
         while not self._stop.is_set():
-            fetched = consumer.poll(timeout_ms=round(TICK_S * 1000))
-            if self._group.news:
-                # What was fetched meanwhile begins at other positions than the state that is put back now.
-                news, self._group.news = self._group.news, []
-                for change in news:
-                    change(self)
-                continue
-            if not self._held:
-                self._without_partitions(consumer)
-            batch = Batch()
-            for place, messages in fetched.items():
-                if place.topic == readings:
-                    _append(batch, place.partition, messages)
-                else:
-                    self._held[place.partition].commands.extend(messages)
-            if batch.values:
-                self._judge(batch)
             now = time.monotonic()
             if now >= next_tick:
                 next_tick = now + TICK_S
-                self._tick(now)
+                self._follow_group()
+                with self._group.judging:
+                    if not self._group.undecided:
+                        self._tick(now)
+            if not self._held or self._group.undecided:
+                self._stop.wait(max(0.0, next_tick - time.monotonic()))
+                continue
+            try:
+                messages = self._live.take(max(0.0, next_tick - now), POLL_MESSAGES)
+            except OffsetLost as loss:
+                log.warning("%s: the state of the partitions is put back anew from what is there", loss)
+                held = set(self._held)
+                self.lost()
+                self.assigned(held, held)
+                continue
+            if messages:
+                with self._group.judging:
+                    # What is not judged now is fetched again by whoever holds its partition then.
+                    if not self._group.undecided:
+                        self._take(messages)
 
-    def _without_partitions(self, consumer: KafkaConsumer) -> None:
-        """Waits, which the client does not do by itself, and joins anew now and then.
+    def _follow_group(self) -> None:
+        """Does what the group has decided."""
+        changes = self._group.changes()
+        for change in changes:
+            if change is None:
+                self.lost()
+            else:
+                self.assigned(change[self._settings.topic_readings], change[ALARM_COMMANDS])
+        if changes:
+            self._group.decided()
 
-        A spare replica has nothing to do. But a group that was formed while the topics were being made was seen to stay
-        without partitions; joining anew mends that, ever more rarely, so that a spare one disturbs nobody.
-        """
-        self._stop.wait(TICK_S)
-        now = time.monotonic()
-        if now < self._rejoin_at:
-            return
-        if self._rejoin_s:
-            log.warning("no partition was assigned for %.0f s: joining the group anew", self._rejoin_s)
-            consumer.unsubscribe()
-            self._subscribe(consumer)
-        self._rejoin_s = min(REJOIN_MOST_S, max(REJOIN_S, 2 * self._rejoin_s))
-        self._rejoin_at = now + self._rejoin_s
+    def _take(self, messages: Sequence[Message]) -> None:
+        """Judges readings, keeps commands for the next tick."""
+        topics = list(map(Message.topic, messages))
+        if topics.count(self._settings.topic_readings) != len(topics):
+            for message in messages:
+                if message.topic() == ALARM_COMMANDS:
+                    self._held[message.partition()].commands.append(message)
+            messages = [message for message in messages if message.topic() != ALARM_COMMANDS]
+        if messages:
+            self._judge(
+                Batch(
+                    # Unbound methods through map take a third of the time of loops, and this runs for each reading.
+                    values=list(map(Message.value, messages)),
+                    keys=list(map(Message.key, messages)),
+                    partitions=list(map(Message.partition, messages)),
+                    offsets=list(map(Message.offset, messages)),
+                    append_times_ms=[stamp[1] for stamp in map(Message.timestamp, messages)],
+                )
+            )
 
     def _judge(self, batch: Batch) -> None:
         began = time.perf_counter()
@@ -330,7 +287,6 @@ class Detector:
         if self._due("registry", now, REGISTRY_S):
             self._follow_registry()
             self.metrics.observe(self._engine, self._champion, self._probe.lag(self._engine))
-            self._pace(self.metrics.recent_per_second)
             self._require_progress(now)
         if checkpoints := self._out.whole_snapshot():
             self._commit(checkpoints)
@@ -353,17 +309,6 @@ class Detector:
                 "the detector ends so that it is started anew; nothing is lost, it goes on where it was",
             )
 
-    def _pace(self, per_second: float) -> None:
-        """Asks the broker for readings singly or together, as their rate suggests."""
-        if per_second >= BUSY_FROM and not self._busy:
-            self._busy = True
-        elif per_second < CALM_BELOW and self._busy:
-            self._busy = False
-        else:
-            return
-        # The client reads these anew for each request, but has no public way to change them.
-        self._kafka._fetcher.config.update(FETCH_BUSY if self._busy else FETCH_CALM)
-
     def _due(self, what: str, now: float, every_s: float) -> bool:
         times: dict[str, float] = self.__dict__.setdefault("_times", {})
         if now < times.get(what, 0.0):
@@ -376,15 +321,16 @@ class Detector:
             while held.commands and not self._engine.replaying(partition):
                 message = held.commands.popleft()
                 try:
-                    command = decode_command(message.value or b"")
+                    command = decode_command(message.value() or b"")
                 except SmokeError as error:
                     log.warning(
-                        "command at offset %d of partition %d is left out: %s", message.offset, partition, error
+                        "command at offset %d of partition %d is left out: %s", message.offset(), partition, error
                     )
                 else:
-                    for record in self._engine.obey(partition, message.offset, command, message.timestamp / 1000.0):
+                    at = message.timestamp()[1] / 1000.0
+                    for record in self._engine.obey(partition, message.offset(), command, at):
                         self._out.alarms.publish(record)
-                held.commands_position = message.offset + 1
+                held.commands_position = message.offset() + 1
 
     def _listen(self) -> None:
         """Notes since when each partition has been read to its end while the broker answered."""
@@ -432,17 +378,18 @@ class Detector:
             entries = [Device(device_id=name, sensors=sensors, updated_at=moment) for name, sensors in fresh]
             self._out.register(self._registry, entries)
 
-    def _commit(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+    def _commit(self, checkpoints: Mapping[int, Checkpoint], *, wait: bool = False) -> None:
         """Tells the group where a restart begins."""
-        self._kafka.commit_async(
+        self._group.commit(
             {
-                self._place(number): OffsetAndMetadata(found.position, encode_checkpoint(found), -1)
+                number: (found.position, encode_checkpoint(found))
                 for number, found in checkpoints.items()
                 if number in self._held
-            }
+            },
+            wait=wait,
         )
 
-    def _farewell(self, consumer: KafkaConsumer) -> None:
+    def _farewell(self) -> None:
         """A clean end saves everything, so that the next start has nothing to replay."""
         deadline = time.monotonic() + FAREWELL_S
         try:
@@ -454,8 +401,7 @@ class Detector:
                 self._out.tick(time.monotonic(), self._engine, commands, everything=True)
                 checkpoints = self._out.whole_snapshot()
             if checkpoints:
-                self._commit(checkpoints)
-                consumer.poll(timeout_ms=0)
+                self._commit(checkpoints, wait=True)
         except SmokeError as error:
             log.warning("ended without a last snapshot: %s", error)
 
@@ -468,35 +414,6 @@ class _Held:
     def __init__(self, commands_position: int) -> None:
         self.commands_position = commands_position
         self.commands: deque[Any] = deque()
-
-
-def _append(batch: Batch, partition: int, messages: Sequence[Any]) -> None:
-    batch.values += [message.value for message in messages]
-    batch.keys += [message.key for message in messages]
-    batch.partitions += [partition] * len(messages)
-    batch.offsets += [message.offset for message in messages]
-    batch.append_times_ms += [message.timestamp for message in messages]
-
-
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc] # the package ships no types
-    """Notes the group's decisions. The client calls it on a thread that must not wait for the client itself, so that
-    what follows from them is done after ``poll``, by the loop."""
-
-    def __init__(self, flush: Callable[[], None]) -> None:
-        self._flush = flush
-        self.news: list[Callable[[Detector], None]] = []
-
-    def on_partitions_revoked(self, revoked: Sequence[TopicPartition]) -> None:
-        if revoked:
-            # Whoever gets a partition next must find every record of it. The alarms have a client of their own.
-            self._flush()
-
-    def on_partitions_lost(self, lost: Sequence[TopicPartition]) -> None:
-        self.news.append(lambda detector: detector.lost())
-
-    def on_partitions_assigned(self, assigned: Sequence[TopicPartition]) -> None:
-        places = list(assigned)
-        self.news.append(lambda detector: detector.assigned(places))
 
 
 class ChampionWatcherSoon:

@@ -3,8 +3,8 @@
 Belongs here: the producers, what of it the broker has, and when a snapshot is whole. Does not: what is written
 (``domain.detection``), the loop (``streaming.detector``).
 
-Alarms have a producer of their own on kafka-python, which sends each record at once. Scores and snapshots go in bulk by
-confluent-kafka, whose work is done outside Python's lock.
+Alarms have a producer of their own, which sends each record at once and has a thread that waits for acknowledgements.
+All use confluent-kafka, whose work is done outside Python's lock.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from smoke_platform.adapters.detector_state import Checkpoint, chunk_key, encode_chunk
 from smoke_platform.adapters.device_registry import DeviceRegistry
-from smoke_platform.adapters.kafka import BulkReadingProducer, ReadingProducer
+from smoke_platform.adapters.kafka import AcknowledgedCallback, BulkReadingProducer
 from smoke_platform.domain import predictions
 from smoke_platform.domain.alarms import AlarmRecord, Event, alarm_key, encode
 from smoke_platform.domain.detection import Engine, Outcome
@@ -39,6 +39,23 @@ PREDICTIONS_S = 0.1
 FAREWELL_S = 5.0
 
 
+def alarm_producer(
+    brokers: str, on_acknowledged: AcknowledgedCallback, stop: threading.Event | None = None
+) -> BulkReadingProducer:
+    """The producer of the alarms; benchmarks measure their bare echo with the same."""
+    return BulkReadingProducer(
+        brokers,
+        ALARMS,
+        on_acknowledged=on_acknowledged,
+        # For ever: a record that is given up is an alarm that nobody sees.
+        delivery_timeout_s=None,
+        linger_ms=0,
+        client_id="smoke-detector-alarms",
+        stop=stop,
+        at_once=True,
+    )
+
+
 class AlarmPublisher:
     """Writes alarms' records and knows which of them the broker has."""
 
@@ -47,16 +64,7 @@ class AlarmPublisher:
         self._pending: dict[int, deque[AlarmRecord]] = {}
         self._end: dict[int, int] = {}
         self._trace = trace.open("a", encoding="ascii") if trace is not None else None
-        self._producer = ReadingProducer(
-            brokers,
-            ALARMS,
-            on_acknowledged=self._acknowledged,
-            # For ever: a record that is given up is an alarm that nobody sees.
-            delivery_timeout_s=None,
-            linger_ms=0,
-            client_id="smoke-detector-alarms",
-            stop=stop,
-        )
+        self._producer = alarm_producer(brokers, self._acknowledged, stop)
 
     def start_at(self, partition: int, position: int) -> None:
         """Says that every record of a partition below ``position`` is part of the state."""

@@ -223,6 +223,7 @@ class SparkLanding:
         if self._once:
             every = {"availableNow": True}
         self._telling("landing")
+        self._last_message = time.monotonic()
         return writer.queryName(f"landing of {settings.topic_readings}").trigger(**every).start()
 
     def _watch(self, query: Any, report: LandingReport) -> str:

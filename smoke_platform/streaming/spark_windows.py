@@ -24,8 +24,7 @@ import polars as pl
 from smoke_platform.adapters.kafka_bulk import TopicFacts
 from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, Lake
 from smoke_platform.adapters.lake_files import FileShape, WrittenFile, files_of
-from smoke_platform.adapters.windows import INDEXED, WINDOWS, Intervals, TakenReadings, pruned
-from smoke_platform.adapters.windows import _ranges as event_ranges
+from smoke_platform.adapters.windows import INDEXED, WINDOWS, Intervals, TakenReadings, event_ranges, pruned
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.window_emission import READING_COLUMNS
 from smoke_platform.domain.window_planning import (
@@ -53,11 +52,11 @@ from smoke_platform.streaming.windows import (
     SILENCE_AT,
     STATE_OF,
     WINDOWS_SHAPE,
+    Heard,
     WindowTally,
+    as_ms,
+    fingerprint,
 )
-from smoke_platform.streaming.windows import _as_ms as as_ms
-from smoke_platform.streaming.windows import _fingerprint as fingerprint
-from smoke_platform.streaming.windows import _Heard as Heard
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -168,7 +168,7 @@ class WindowCut:
         everything = {**(taken or {}), facts.topic_id: self.positions}
         self.past = TakenReadings(lake.open(READINGS), lambda: self.table.snapshot, everything)
         self.open = OpenWindows(self.past)
-        self._restore({_fingerprint(facts.topic_id, self.positions), *accepted})
+        self._restore({fingerprint(facts.topic_id, self.positions), *accepted})
 
     @property
     def moved(self) -> bool:
@@ -250,9 +250,9 @@ class WindowCut:
         rows = self._computed(due)
         self.open.settle(due)
         marks = {
-            STATE_OF: _fingerprint(self.facts.topic_id, self.positions),
-            ROWS_SINCE: _as_ms(self.open.oldest()),
-            SILENCE_AT: _as_ms(self.open.silent_at()),
+            STATE_OF: fingerprint(self.facts.topic_id, self.positions),
+            ROWS_SINCE: as_ms(self.open.oldest()),
+            SILENCE_AT: as_ms(self.open.silent_at()),
         }
         # A moment of silence that has become another must not stand: it is what a run is started for.
         if due.is_empty() and not self.moved and marks[SILENCE_AT] == self.table.mark(SILENCE_AT):
@@ -275,11 +275,11 @@ class WindowCut:
         """Notes that the readings of all other topics were taken."""
         if not self.others_are_done():
             nothing = pl.DataFrame(schema=WINDOW_COLUMNS)
-            self._commit(nothing, {OTHERS_DONE: _fingerprint(self.facts.topic_id, {})})
+            self._commit(nothing, {OTHERS_DONE: fingerprint(self.facts.topic_id, {})})
 
     def others_are_done(self) -> bool:
         """Whether the readings of all topics that landed before this one were taken."""
-        return self.table.mark(OTHERS_DONE) == _fingerprint(self.facts.topic_id, {})
+        return self.table.mark(OTHERS_DONE) == fingerprint(self.facts.topic_id, {})
 
     def _computed(self, due: pl.DataFrame) -> pl.DataFrame:
         intervals = self.intervals()
@@ -316,13 +316,13 @@ class WindowCut:
         return version
 
 
-def _fingerprint(topic_id: str, positions: Mapping[int, int]) -> int:
+def fingerprint(topic_id: str, positions: Mapping[int, int]) -> int:
     """A number that two different topics or positions do not share; it fits a mark, and is never 0."""
     text = f"{topic_id} {sorted((number, place) for number, place in positions.items() if place)}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1 | 1
 
 
-def _as_ms(moment: datetime | None) -> int:
+def as_ms(moment: datetime | None) -> int:
     return 0 if moment is None else max(1, int((moment - _EPOCH) / timedelta(milliseconds=1)))
 
 
@@ -445,7 +445,7 @@ class WindowEngine:
         ends = cut.landed()
         with self._news:
             self._landed = advanced({**ends, **self._landed}, ends)
-        heard = _Heard(self._settings, self._facts, self._now)
+        heard = Heard(self._settings, self._facts, self._now)
         looked = time.monotonic()
         while True:
             self._mark_step()
@@ -514,7 +514,7 @@ class WindowEngine:
         """
         lake = Lake(self._settings.lake)
         table = LandedTable(lake, self._facts, WINDOWS_SHAPE)
-        if table.mark(OTHERS_DONE) == _fingerprint(self._facts.topic_id, {}):
+        if table.mark(OTHERS_DONE) == fingerprint(self._facts.topic_id, {}):
             return set()
         readings = TakenReadings(lake.open(READINGS), lambda: table.snapshot, {})
         ends = {name: found for name, found in readings.topics().items() if name != self._facts.topic_id}
@@ -525,7 +525,7 @@ class WindowEngine:
         for name, closed in ends.items():
             if all(taken[name].get(number, 0) >= end for number, end in closed.items()):
                 continue
-            accepted = {_fingerprint(each, positions) for each, positions in taken.items()}
+            accepted = {fingerprint(each, positions) for each, positions in taken.items()}
             cut = WindowCut(
                 self._settings,
                 named[name],
@@ -541,14 +541,14 @@ class WindowEngine:
                 if not more:
                     break
             taken[name] = dict(cut.positions)
-        return {_fingerprint(each, positions) for each, positions in taken.items()}
+        return {fingerprint(each, positions) for each, positions in taken.items()}
 
 
 def _known(positions: Mapping[int, int | None]) -> dict[int, int]:
     return {number: place or 0 for number, place in positions.items()}
 
 
-class _Heard:
+class Heard:
     """Up to when everything that was appended to the topic has been taken, by which silence is judged.
 
     The log's end is asked for now and then; when all before it has been taken, that is true of the moment of asking.

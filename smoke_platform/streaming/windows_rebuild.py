@@ -121,7 +121,7 @@ def _day(lake: Lake, cut: WindowCut, day: date, *, replace: bool) -> Rebuilt:
 def _computed(cut: WindowCut, begin: datetime, end: datetime) -> Iterator[pl.DataFrame]:
     """The windows that start between, without those that are still awaited."""
     yield pl.DataFrame(schema=WINDOW_SCHEMA)
-    awaited = cut.open.awaited()
+    awaited = cut.open.awaited().select("device_id", "begin")
     for first, until in _pieces(cut, begin, end):
         rows = cut.past.at(first, until + DEFAULT.length)
         wanted = DEFAULT.touched(rows).filter(pl.col("window_start").is_between(first, until, closed="left"))

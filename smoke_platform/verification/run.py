@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ from smoke_platform.verification.evidence import IDENTITY, compare_sets, differi
 from smoke_platform.verification.harm import Harm, Target
 from smoke_platform.verification.input import VALUES, Feed, csv_feed, simulated_feed
 from smoke_platform.verification.poison import poisoned_messages
+from smoke_platform.verification.scenes import Scenes
 
 Say = Callable[[str], None]
 
@@ -58,6 +59,9 @@ Say = Callable[[str], None]
 LANDING_DEADLINE_S = 180.0
 RUN_DEADLINE_S = 600.0
 TRAINING_DEADLINE_S = 900.0
+ALARM_DEADLINE_S = 30.0
+#: Of the device whose alarm is looked for, one a second: enough to know what is normal, and more than rules ask for.
+CALM_READINGS, BURNING_READINGS = 30, 15
 #: A replay with kills is stretched to this many seconds a kill.
 KILL_SPACING_S = 8.0
 KILLED = ("streaming run", "broker", "Dagster daemon")
@@ -172,6 +176,8 @@ class _Proof:
             self._judge_prediction()
         with self._step("drift"):
             self._judge_drift(self.feed.days[-1].isoformat())
+        with self._step("alarm"):
+            self._judge_alarm()
         with self._step("Dagster runs"):
             self._judge_runs(self.dagster.runs())
         return self.findings
@@ -413,6 +419,37 @@ class _Proof:
             model = content["model_version"]
             found = f"{content['label']}, probability {content['probability']:.4f}, model version {model}"
         self._add("prediction over HTTP by the champion", served, found)
+
+    def _judge_alarm(self) -> None:
+        """A device reports calmly and then burns; its alarm must be seen where an operator looks.
+
+        Only on a private platform: on a running one somebody would be called.
+        """
+        device = f"verify-{secrets.token_hex(4)}"
+        scenes, turns = Scenes(self.plan.seed), CALM_READINGS + BURNING_READINGS
+        began = datetime.now(UTC) - timedelta(seconds=turns)
+        producer = ReadingProducer(self.settings.brokers, self.settings.topic_readings)
+        for turn in range(turns):
+            moment = began + timedelta(seconds=turn)
+            producer.send(device, scenes.message(device, moment, turn, burning=turn >= CALM_READINGS))
+        producer.flush(ALARM_DEADLINE_S)
+        producer.raise_failures()
+        producer.close()
+        acknowledged = time.monotonic()
+        query = {"device": device, "kind": "fire", "state": "live"}
+        alarms: list[dict[str, Any]] = []
+        while not alarms and time.monotonic() - acknowledged < ALARM_DEADLINE_S:
+            answer = httpx.get(f"{self.settings.api_url}/alarms", params=query, timeout=10, trust_env=False)
+            alarms = answer.raise_for_status().json()["alarms"]
+            time.sleep(0.05)
+        seconds = time.monotonic() - acknowledged
+        self._add(
+            "a fire is one alarm, seen over HTTP",
+            len(alarms) == 1,
+            f"{alarms[0]['severity']}, {seconds:.1f} s after the fire's last reading was acknowledged"
+            if len(alarms) == 1
+            else f"{len(alarms)} alarms after {seconds:.0f} s",
+        )
 
     def _judge_drift(self, day: str) -> None:
         if self._launch(names.JOB_DRIFT, day) is None:

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PASSWORD = "p@ss:w/rd only here"  # noqa: S105 - an awkward one, for this test alone
 OURS = (
     *("topics", "registry", "dagster-code", "dagster-webserver", "dagster-daemon"),
-    *("producer", "detector", "notify", "api", "mqtt-bridge"),
+    *("producer", "detector", "notify", "api", "mqtt-bridge", "spark-master", "spark-worker"),
 )
 #: They describe the embedded platform, or are ports on the host's side.
 NOT_PASSED_ON = {
@@ -143,6 +143,7 @@ def test_services_wait_for_what_they_need() -> None:
         assert waits[name] == {"dagster-code": "service_healthy"}
     for name in ("producer", "detector", "notify", "api", "mqtt-bridge"):
         assert waits[name] == {"topics": "service_completed_successfully"}
+    assert waits["spark-worker"] == {"spark-master": "service_healthy"}
     awaited = {other for entry in waits.values() for other, how in entry.items() if how == "service_healthy"}
     for name in awaited | {"api", "dagster-daemon", "dagster-webserver"}:
         assert _services()[name]["healthcheck"]["test"], name
@@ -177,6 +178,22 @@ def test_the_commands_exist(name: str) -> None:
         assert found is not None, f"there is no command {arguments[0]!r}"
         command, arguments = found, arguments[1:]
     command.make_context(command.name, arguments)
+
+
+def test_spark_finds_its_machines_and_its_driver() -> None:
+    """A worker that joins another name, or executors that cannot reach the driver, wait for ever without an error."""
+    services = _services()
+    master = str(services["spark-master"]["command"])
+    assert "--host spark-master --port 7077" in master
+    assert "spark://spark-master:7077" in str(services["spark-worker"]["command"])
+    assert services["dagster-code"]["environment"]["SPARK_DRIVER_HOST"] == "dagster-code"
+    assert services["dagster-code"]["ports"] == ["127.0.0.1:4040:4040/tcp"]
+    assert {services[name]["image"] for name in ("dagster-code", "spark-worker")} == {f"smoke-platform:{__version__}"}
+    # The driver's Java and the executors' Python are those of the one image.
+    assert "openjdk-17-jre-headless" in (ROOT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    assert services["spark-master"]["profiles"] == services["spark-worker"]["profiles"] == ["spark"]
+    published = {name for name, service in services.items() if "7077" in str(service.get("ports", ""))}
+    assert not published, "whoever reaches the master can run code on its workers"
 
 
 def test_kafka_is_the_version_that_is_tested_here() -> None:

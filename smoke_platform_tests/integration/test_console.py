@@ -167,6 +167,23 @@ def test_the_console_shows_the_platform_and_tries_a_reading(api: Served, tmp_pat
         assert page.value("document.querySelectorAll('#device-rows tr').length") == 1
 
 
+def test_the_console_shows_the_windows_of_a_device(api: Served, tmp_path: Path) -> None:
+    """Who sees a value that is out of the ordinary wants to know what the device said before."""
+    kitchen = "[...document.querySelectorAll('#device-rows button')].find((it) => it.textContent === '<b>kitchen</b>')"
+    with _browser(tmp_path) as page:
+        page.call("Page.navigate", url=str(api.client.base_url))
+        _until(lambda: "kitchen" in page.text("#device-rows"), 30)
+        assert page.value("document.querySelector('#windows').hidden") is True
+        page.value(f"{kitchen}.click()")
+        _until(lambda: ", open" in page.text("#windows-rows"))
+        assert page.text("#windows-device") == "<b>kitchen</b>"
+        assert "still open" in page.text("#windows-note")
+        assert page.value("document.querySelectorAll('#windows-rows tr').length") == 1
+        assert page.problems == []
+        page.click("#windows-close")
+        assert page.value("document.querySelector('#windows').hidden") is True
+
+
 def test_the_api_page_lists_every_endpoint(api: Served, tmp_path: Path) -> None:
     """It is the only reference on a machine without internet."""
     with _browser(tmp_path) as page:

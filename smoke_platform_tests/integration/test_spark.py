@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -11,21 +12,36 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+import numpy as np
+import polars as pl
+import psutil
 import pytest
+from click.testing import CliRunner
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from smoke_platform.adapters.kafka import Cluster
-from smoke_platform.adapters.lake import READINGS
-from smoke_platform.adapters.lease import LeaseHeld, probe
+from smoke_platform.adapters.kafka_bulk import TopicWatcher
+from smoke_platform.adapters.lake import READINGS, Lake
+from smoke_platform.adapters.lease import LeaseHeld, kill_holder, probe
+from smoke_platform.adapters.scorer import OnnxScorer, read_champion
 from smoke_platform.adapters.spark import close_session, open_session
+from smoke_platform.cli.main import root
+from smoke_platform.domain import features, rules
 from smoke_platform.domain.errors import SmokeError
+from smoke_platform.domain.lake_records import RECORD_TABLES
 from smoke_platform.domain.landing import REPLAY_HEADER
+from smoke_platform.domain.simulator import simulate
 from smoke_platform.local.broker import EmbeddedBroker
+from smoke_platform.orchestration import landing as orchestration
+from smoke_platform.orchestration import names
 from smoke_platform.settings import Settings
+from smoke_platform.streaming import spark_scores
 from smoke_platform.streaming.landing import (
     Fenced,
     LandedTable,
@@ -36,8 +52,11 @@ from smoke_platform.streaming.landing import (
     accept_loss,
     lease_path,
 )
+from smoke_platform.streaming.producer import encode_readings
+from smoke_platform.streaming.records_landing import PREDICTIONS_TABLE, readings_mark, record_shape
 from smoke_platform.streaming.spark_landing import SparkLanding
 from smoke_platform.streaming.windows import WindowEngine
+from smoke_platform_tests.scorer_models import logistic_model, publish
 from smoke_platform_tests.spark_parts import check, landed, letters, produce, rough_stream, windows
 
 pytestmark = pytest.mark.integration
@@ -46,6 +65,8 @@ PARTITIONS = 3
 #: `make prove` runs more of them, with other seeds.
 KILLS = 3
 SEED = int(os.environ.get("PROVE_SEED", "1"))
+#: `make prove SUITE=spark` runs this file on a cluster.
+MASTER = os.environ.get("PROVE_SPARK_MASTER", "local[2]")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +77,13 @@ def spark(tmp_path_factory: pytest.TempPathFactory, settings_for: Callable[..., 
     close_session(session)
 
 
-SPARK = {"SPARK_MASTER": "local[2]", "SPARK_UI_PORT": 0, "SPARK_BATCH_SECONDS": 0.1, "SMOKE_WINDOW_SECONDS": 0.05}
+SPARK = {
+    "SPARK_MASTER": MASTER,
+    "SPARK_CORES": 2,
+    "SPARK_UI_PORT": 0,
+    "SPARK_BATCH_SECONDS": 0.1,
+    "SMOKE_WINDOW_SECONDS": 0.05,
+}
 
 
 @pytest.fixture
@@ -287,11 +314,11 @@ def start_driver(settings: Settings) -> subprocess.Popen[bytes]:
 def test_kill_at_any_moment_loses_and_doubles_nothing(platform: Settings, spark: Any) -> None:
     """kill -9 of the driver while executors write files, letters are sent, readings and windows are committed."""
     rng = random.Random(SEED)  # noqa: S311 - reproducible on purpose
-    produce(platform, rough_stream(SEED + 3))
+    produce(platform, rough_stream(SEED + 3, seconds=800))
     standing_of = StandingProbe(platform)
     waiting = [sum(standing_of.standing().lag.values())]
     for number in range(KILLS):
-        driver = start_driver(platform.model_copy(update={"spark_batch_rows": 600}))
+        driver = start_driver(platform.model_copy(update={"spark_batch_rows": 800}))
         try:
             # The first dies before its first commit, the others some commits later.
             target = waiting[-1] - (0 if number == 0 else rng.randrange(1, 1500))
@@ -306,3 +333,170 @@ def test_kill_at_any_moment_loses_and_doubles_nothing(platform: Settings, spark:
     on_spark(platform, spark)
     check(platform)
     assert not list((platform.home / "spark").glob("checkpoint-*")), "what a killed run left is still there"
+
+
+def place_of(rows: pl.DataFrame) -> list[tuple[int, int]]:
+    return sorted(rows.select("partition", "offset").iter_rows())
+
+
+def scored_by_hand(readings: pl.DataFrame, day: date, scorer: OnnxScorer) -> dict[tuple[int, int], tuple[Any, ...]]:
+    """(score, level, hits) of a day's readings by the detector's kernels, device by device."""
+    begin = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    taken = readings.filter(pl.col("event_time") >= begin - timedelta(minutes=15)).sort("offset")
+    found = {}
+    for rows in taken.partition_by("partition", "device_id"):
+        times, sensors = features.event_seconds(rows), features.sensor_matrix(rows)
+        seen = features.one_device_features(times, sensors)
+        scores = scorer.score(seen)
+        slots = np.zeros(rows.height, dtype=np.int64)
+        verdicts = rules.evaluate(rules.RuleState(1), slots, times, sensors, seen, scores, scorer.threshold)
+        answers = zip(scores.tolist(), verdicts.fire_level.tolist(), verdicts.hits.tolist(), strict=True)
+        for place, moment, answer in zip(place_in_order(rows), rows["event_time"], answers, strict=True):
+            if moment >= begin:
+                found[place] = answer
+    return found
+
+
+def place_in_order(rows: pl.DataFrame) -> list[tuple[int, int]]:
+    return list(rows.select("partition", "offset").iter_rows())
+
+
+def test_scores_are_those_of_the_kernels_and_the_first_one_stays(
+    platform: Settings, spark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A month without a detector is scored afterwards; what the detector has said meanwhile must stand."""
+    day = date(2026, 11, 2)
+    # From before the quarter of an hour that warms the features up, so that something must be left out.
+    frame = simulate(2, datetime(2026, 11, 1, 23, 42, tzinfo=UTC), 1500, SEED, missing_share=0.05)
+    keys, values = encode_readings(frame.sort("event_time", "device_id"))
+    produce(platform, list(zip(keys, values, strict=True)))
+    SparkLanding(platform, "test", once=True, spark=spark, windows=False).run()
+    readings = landed(platform)
+    of_day = readings.filter(pl.col("event_date") == day)
+    publish(platform.models_dir, 7, logistic_model({"pm2_5": 0.05, "temperature_c_rise": 1.0}, -0.5))
+    scorer = OnnxScorer.load(platform.models_dir, read_champion(platform.models_dir))
+    expected = scored_by_hand(readings, day, scorer)
+    facts = TopicWatcher(platform.brokers, platform.topic_readings).facts()
+    assert facts is not None
+    table = next(table for table in RECORD_TABLES if table.name == PREDICTIONS_TABLE)
+
+    def detector_says(place: tuple[int, int]) -> None:
+        """One prediction as landing commits it."""
+        row = {**dict.fromkeys(table.schema), "topic_id": facts.topic_id, "partition": place[0], "offset": place[1]}
+        row.update({"append_date": day, "model_version": "detector", "score": 0.25, "level": 0, "hits": 0})
+        rows = pl.DataFrame([row], schema=table.schema).to_arrow(compat_level=pl.CompatLevel.oldest())
+        mark = readings_mark(facts.cluster_id, facts.topic_id, place[0])
+        landing = LandedTable(Lake(platform.lake), facts, record_shape(table))
+        landing.commit(rows, {}, marks={mark: max(landing.mark(mark), place[1] + 1)})
+
+    before, meanwhile = place_of(of_day)[5], place_of(of_day)[-5]
+    detector_says(before)
+    scored = spark_scores._Scoring._scored
+    times: list[int] = []
+
+    def overtaken(job: Any, *arguments: Any) -> Any:
+        parts = scored(job, *arguments)
+        times.append(len(times))
+        if len(times) == 1:
+            detector_says(meanwhile)
+        return parts
+
+    monkeypatch.setattr(spark_scores._Scoring, "_scored", overtaken)
+    report = spark_scores.score_days(platform, spark, day, day)
+    rows = Lake(platform.lake).scan(PREDICTIONS_TABLE).collect()
+    assert len(times) == 2
+    assert place_of(rows) == place_of(of_day)
+    assert report.days == {day.isoformat(): of_day.height - 2}
+    mine = rows.filter(pl.col("model_version") == "7")
+    answers = mine.select("score", "level", "hits").iter_rows()
+    found = dict(zip(place_in_order(mine), answers, strict=True))
+    assert found == {place: answer for place, answer in expected.items() if place not in (before, meanwhile)}
+    assert set(mine["feature_version"]) == {features.FEATURE_SET_VERSION}
+    assert spark_scores.score_days(platform, spark, day, day).rows == 0
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral(tempdir=str(tmp_path / "dagster")) as ephemeral:
+        yield ephemeral
+
+
+def test_dagster_starts_it_shows_what_it_does_and_starts_it_again(
+    platform: Settings, instance: dg.DagsterInstance
+) -> None:
+    """An operator sees the same assets and checks with either engine, and a dead driver is replaced without a hand."""
+    settings = platform.model_copy(update={"engine": "spark", "stream_idle_seconds": 4.0})
+    job = orchestration.definitions(settings).resolve_job_def(names.JOB_LANDING)
+    supervisor = orchestration.Supervisor(settings)
+    produce(settings, rough_stream(SEED + 4, devices=3, seconds=700))
+    assert supervisor.step(instance).kind is orchestration.Kind.REQUEST
+
+    def kill() -> None:
+        wait_for(lambda: probe(lease_path(settings)).held)
+        beat = probe(lease_path(settings)).beat
+        assert beat is not None
+        assert beat.pid != os.getpid()
+        kill_holder(beat)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    result = job.execute_in_process(instance=instance, raise_on_error=False)
+    killer.join()
+    assert not result.success
+    assert "ended with code -9" in str(result.failure_data_for_node("land_readings"))
+    assert supervisor.step(instance).kind is orchestration.Kind.REQUEST
+
+    result = job.execute_in_process(instance=instance)
+    assert result.success
+    check(settings)
+    shown: dict[Any, int] = {}
+    for event in result.all_events:
+        if event.is_step_materialization:
+            found = event.step_materialization_data.materialization
+            shown[found.asset_key] = shown.get(found.asset_key, 0) + int(found.metadata["rows"].value)
+    assert shown[names.READINGS] == landed(settings).height
+    assert shown[names.WINDOWS] == windows(settings).height
+    assert {check.check_name for check in result.get_asset_check_evaluations() if check.passed} >= {
+        orchestration.CHECK_IDENTITIES,
+        orchestration.CHECK_WINDOWS,
+    }
+    assert supervisor.step(instance).kind is orchestration.Kind.LEAVE
+
+
+PARENT = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", sys.argv[1]])
+"""
+CHILD = """
+import os, time
+from smoke_platform.orchestration.spark_child import leave_with
+leave_with(os.getppid())
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_driver_does_not_outlive_the_run_that_started_it() -> None:
+    """It would hold the lease, so that no other run could start, and nobody would see what it does."""
+    with subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert psutil.pid_exists(pid)
+        parent.kill()
+    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 20)
+
+
+def test_status_says_what_runs_and_what_is_missing(platform: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator asks before a night of waiting, not after it."""
+    produce(platform, rough_stream(SEED, devices=1, seconds=20))
+    environment = {**platform.environment(), "SMOKE_ENGINE": "spark"}
+    answer = CliRunner().invoke(root, ["spark", "status", "--json"], env=environment)
+    shown = json.loads(answer.output)
+    assert (shown["engine"], shown["master"], shown["running"], shown["fault"]) == ("spark", MASTER, False, None)
+    assert shown["lag"] > 0
+    assert shown["jars"].startswith("complete")
+    assert shown["java"].startswith(("17", "21"))
+    monkeypatch.setattr("smoke_platform.adapters.java.SPARK_JAVAS", (999,))
+    answer = CliRunner().invoke(root, ["spark", "status"], env=environment)
+    assert "Spark needs a full JDK 999" in answer.output
+    assert "messages wait to be landed" in answer.output

@@ -8,16 +8,18 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 import pytest
 
 from smoke_platform.adapters import warehouse
 from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, Lake
-from smoke_platform.adapters.warehouse_schema import MARTS, MINUTE, STAGING
+from smoke_platform.adapters.warehouse_schema import MARTS, MINUTE, STAGING, WINDOW, WORK_TABLES
 from smoke_platform.domain.day_builds import Policy
 from smoke_platform.orchestration import names, partitions
 from smoke_platform.orchestration import warehouse as orchestration
 from smoke_platform.settings import Settings
 from smoke_platform_tests import warehouse_data as data
+from smoke_platform_tests import window_data
 
 DAY = date(2022, 6, 9)
 POLICY = Policy(timedelta(0), timedelta(minutes=10), timedelta(minutes=1), 4)
@@ -71,6 +73,9 @@ def test_a_day_is_built_checked_published_and_then_left_alone_until_a_poisoned_r
     lake = Lake(settings.lake)
     rows = data.random_readings(DAY, 800, data.SEED)
     data.land(lake, rows)
+    # Those across the midnight before belong to another day, which is due as well.
+    windows = window_data.windows_of(rows).filter(pl.col(PARTITION_COLUMN) == DAY)
+    window_data.land_windows(lake, windows)
     now = datetime.now(UTC) + timedelta(seconds=1)
     first = orchestration.evaluate(settings, POLICY, None, frozenset(), now)
     [request] = first.run_requests or []
@@ -79,10 +84,10 @@ def test_a_day_is_built_checked_published_and_then_left_alone_until_a_poisoned_r
     result = _run(loaded, instance, DAY, **request.tags)
     assert result.success
     checks = _checks(result)
-    assert len(checks) >= 14
+    assert len(checks) >= 22
     assert set(checks.values()) == {True}
     assert result.asset_materializations_for_node("warehouse__marts")[0].metadata["rows_fct_device_minute"].value > 0
-    for model in (STAGING, *MARTS):
+    for model in (*WORK_TABLES, *MARTS):
         key = dg.AssetKey(["warehouse", model])
         assert instance.get_materialized_partitions(key) == {DAY.isoformat()}
     assert warehouse.read_mart(settings, MINUTE).collect().height == data.minute_facts(rows).height
@@ -90,6 +95,15 @@ def test_a_day_is_built_checked_published_and_then_left_alone_until_a_poisoned_r
     later = now + timedelta(hours=1)
     second = orchestration.evaluate(settings, POLICY, first.cursor, frozenset(), later)
     assert not second.run_requests
+
+    # Windows that are corrected make the day due by themselves: their readings may be of another day.
+    window_data.land_windows(lake, windows.head(1))
+    due = orchestration.evaluate(settings, POLICY, second.cursor, frozenset(), later)
+    assert [request.partition_key for request in due.run_requests or []] == [DAY.isoformat()]
+    # A cursor of the time before windows were followed costs a look at the tables' files, and no more.
+    old = json.dumps({"origin": "x", "position": {"table_id": "x", "version": 3}, "waiting": {}, "asked": {}})
+    again = orchestration.evaluate(settings, POLICY, old, frozenset(), later)
+    assert [request.partition_key for request in again.run_requests or []] == [DAY.isoformat()]
 
     published = {mart: warehouse.mart_file(settings, mart, DAY).read_bytes() for mart in MARTS}
     poison = data.random_readings(DAY, 1, 5, first_offset=90_000).with_columns(temperature_c=1e6)
@@ -119,7 +133,7 @@ def test_a_range_of_days_is_one_run(loaded: dg.Definitions, instance: dg.Dagster
     days = [DAY + timedelta(days=number) for number in range(10, 13)]
     for number, day in enumerate(days):
         data.land(Lake(settings.lake), data.random_readings(day, 60, number))
-    keys = [dg.AssetKey(["warehouse", name]) for name in (STAGING, *MARTS, "marts")]
+    keys = [dg.AssetKey(["warehouse", name]) for name in (*WORK_TABLES, *MARTS, "marts")]
     assets = {id(asset): asset for asset in (loaded.resolve_assets_def(key) for key in keys)}
     tags = {
         "dagster/asset_partition_range_start": days[0].isoformat(),
@@ -138,6 +152,10 @@ def test_the_graph_joins_the_lake_and_the_job_selects_the_whole_chain(loaded: dg
     staging = graph.get(dg.AssetKey(["warehouse", STAGING]))
     assert staging.parent_keys == {names.READINGS}
     assert isinstance(graph.get_partition_mapping(staging.key, names.READINGS), dg.AllPartitionMapping)
+    windows = graph.get(dg.AssetKey(["warehouse", WINDOW]))
+    minutes = graph.get(dg.AssetKey(["warehouse", "stg_window_minutes"]))
+    assert windows.parent_keys == {names.WINDOWS, names.RECORDS["alarms"], minutes.key}
+    assert minutes.parent_keys == {names.READINGS, names.RECORDS["predictions"]}
     examples = graph.get(names.TRAINING_EXAMPLES)
     assert examples.parent_keys == {names.FEATURES, staging.key}
     assert {staging.group_name, examples.group_name} == {names.GROUP_FEATURES}

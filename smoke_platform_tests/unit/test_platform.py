@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyspark
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from supervisor.options import ServerOptions
 
 from smoke_platform.adapters import java
 from smoke_platform.adapters.jars import read_lock
+from smoke_platform.adapters.spark import spark_home
+from smoke_platform.adapters.spark_jars import CONNECTOR, SPARK_VERSION
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.local import jars, logs, ports
 from smoke_platform.local.broker import _escaped
@@ -209,6 +212,28 @@ def test_the_java_that_pip_brings_is_found_and_runs() -> None:
     assert found.major >= java.OLDEST_JAVA
 
 
+def fake_jdk(folder: Path, version: str, *, vector: bool = True) -> Path:
+    program = fake_java(folder, version)
+    with (folder / "release").open("a", encoding="utf-8") as release:
+        release.write(f'MODULES="java.base {java.SPARK_MODULE if vector else "java.sql"}"\n')
+    return program
+
+
+def test_spark_gets_a_jdk_that_it_runs_on(tmp_path: Path) -> None:
+    """Spark dies with a riddle on a Java that is too new or lacks a module, while a good one lies beside it."""
+    new = fake_jdk(tmp_path / "new", "25.0.2")
+    bare = fake_jdk(tmp_path / "bare", "17.0.1", vector=False)
+    good = fake_jdk(tmp_path / "jvm" / "java-21", "21.0.4")
+    nowhere = tmp_path / "none"
+    environment = {"JAVA_HOME": str(tmp_path / "new"), "PATH": str(bare.parent)}
+    assert java.find_jdk(environment, tmp_path / "jvm").command == good
+    assert java.find_jdk({"JAVA_HOME": str(good.parent.parent), "PATH": ""}, nowhere).origin == "JAVA_HOME"
+    with pytest.raises(SmokeError) as caught:
+        java.find_jdk(environment, nowhere)
+    for told in (str(new), "version 25", str(bare), f"lacks {java.SPARK_MODULE}", "openjdk-17", "SMOKE_ENGINE=local"):
+        assert told in str(caught.value)
+
+
 def test_a_company_certificate_and_proxy_reach_java(tmp_path: Path) -> None:
     """Behind a company's certificate the download of the broker would fail with a riddle."""
     found = java.find_java({"PATH": ""})
@@ -231,6 +256,16 @@ def test_the_committed_list_names_one_kafka() -> None:
     expected = jars.BROKER.expected()
     assert f"kafka_2.13-{jars.KAFKA_VERSION}.jar" in expected
     assert all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in expected.values())
+
+
+def test_sparks_jars_are_those_of_its_version_and_no_doubles() -> None:
+    """Two versions of one library on a class path fail in the middle of a batch, with neither of them named."""
+    expected = CONNECTOR.expected()
+    assert pyspark.__version__ == SPARK_VERSION
+    assert f"spark-sql-kafka-0-10_2.13-{SPARK_VERSION}.jar" in expected
+    shipped = {re.sub(r"-\d.*", "", jar.name) for jar in (spark_home() / "jars").glob("*.jar")}
+    assert not {re.sub(r"-\d.*", "", name) for name in expected if not name.startswith("spark-")} & shipped
+    assert not {name for name in expected if (spark_home() / "jars" / name).exists()}
 
 
 @pytest.mark.parametrize("line", ["only-a-name.jar", "a.jar 12ab", f"../up.jar {'0' * 64}", f"a.jar {'0' * 64} more"])

@@ -48,6 +48,10 @@ def test_an_unknown_name_stops_the_start_and_lists_the_legal_ones(tmp_path, wher
         ("ML_TRAINING_INTERVAL_HOURS", "0"),
         ("SMOKE_GATE_MIN_F1", "75"),
         ("KAFKA_TOPIC_SMOKE", "no spaces"),
+        ("SMOKE_ENGINE", "flink"),
+        ("SPARK_MASTER", "yarn"),
+        ("SPARK_MASTER", "local[0]"),
+        ("SPARK_DRIVER_MEMORY", "1"),
     ],
 )
 def test_an_illegal_value_is_named_with_its_setting(tmp_path, name, value):

@@ -109,6 +109,27 @@ def test_a_window_in_words() -> None:
     )
 
 
+def test_a_line_shows_a_level_and_leaves_out_what_was_not_measured() -> None:
+    """Or a hot room reads like any other, and a device that names itself with control characters writes on screens."""
+    hot = minute_of_heat("hall\n3").with_columns(temperature_c=pl.lit(66.04), fire_alarm=pl.lit(None, pl.Boolean))
+    window = compute(hot).filter(window_start=START)
+    assert window_line(window.row(0, named=True)) == (
+        "Window Analytics (10:00:00 - 10:05:00): Records: 300, Temp: 66.0 degC, Quality: 0, Level: CRITICAL (Temp), "
+        "Device: hall?3"
+    )
+    many = pl.concat([window.with_columns(device_id=pl.lit(f"d{nth}")) for nth in range(4)])
+    mild = many.with_columns(
+        level=pl.Series([4, 0, 1, 1], dtype=pl.UInt8),
+        record_count=pl.Series([300, 300, 300, 347]),
+        temperature_c_mean=pl.Series([60.0, None, 20.0, 20.0]),
+        pm2_5_mean=pl.Series([1_234.56, None, None, None]),
+    )
+    assert summary_line(mild) == (
+        "Window Analytics (10:00:00 - 10:05:00): Records: 1,247, Temp: 32.7 degC, PM2.5: 1,234.6 ug/m3, Quality: 0, "
+        "CRITICAL: 1, LOW: 2, Devices: 4"
+    )
+
+
 # -- against the oracle ------------------------------------------------------------------------------------------
 
 #: Usual value, and how far values go from it.

@@ -7,6 +7,7 @@ const COLUMNS = ["temperature_c", "humidity_pct", "tvoc_ppb", "eco2_ppm", "pm1_0
 let sensors = {};
 let modelShown = null;
 let devices = [];
+let windowsOf = null;
 
 function element(tag, text, className) {
   const made = document.createElement(tag);
@@ -124,10 +125,60 @@ function showDevices() {
   const shown = devices.filter((entry) => entry.device_id.toLowerCase().includes(wanted)).slice(0, 200);
   $("device-rows").replaceChildren(...shown.map((entry) => {
     const row = element("tr");
-    row.append(element("td", entry.device_id), element("td", ago(entry.event_time)));
+    const open = element("button", entry.device_id, "quiet small");
+    Object.assign(open, { type: "button", title: "Statistics over five minutes" });
+    open.addEventListener("click", () => chooseWindows(entry.device_id));
+    const name = element("td");
+    name.append(open);
+    row.append(name, element("td", ago(entry.event_time)));
     for (const name of COLUMNS) row.append(element("td", number(entry[name]), "num"));
     const label = entry.fire_alarm === null ? "" : entry.fire_alarm ? "fire" : "no";
     row.append(element("td", label, entry.fire_alarm ? "fire" : "muted"), element("td", entry.source, "muted"));
+    return row;
+  }));
+}
+
+// -- windows of one device -----------------------------------------------------------------------------------
+
+async function chooseWindows(device) {
+  windowsOf = device;
+  $("windows").hidden = false;
+  $("windows-device").textContent = device;
+  $("windows-rows").replaceChildren();
+  await showWindows();
+  $("windows").focus();
+}
+
+async function showWindows() {
+  const device = windowsOf;
+  if (device === null) return;
+  let found = [];
+  let note = "means; the first one is still open";
+  try {
+    found = (await ask(`/devices/${encodeURIComponent(device)}/windows?limit=30`)).windows;
+    if (!found.length || !found[0].open) note = "means";
+  } catch (error) {
+    note = error.message;
+  }
+  if (device !== windowsOf) return;
+  $("windows-note").textContent = note;
+  const measured = COLUMNS.filter((name) => found.some((entry) => entry.sensors[name]));
+  const head = [["Window", ""], ["Records", ""], ["Complete", ""], ["Quality", ""], ...measured.map((name) => [name, unitOf(name)]), ["Level", ""]];
+  $("windows-head").replaceChildren(...head.map(([name, unit], place) => {
+    const cell = element("th", name, place > 0 && place < head.length - 1 ? "num" : "");
+    if (unit) cell.append(element("small", unit));
+    return cell;
+  }));
+  $("windows-rows").replaceChildren(...found.map((entry) => {
+    const row = element("tr", undefined, entry.open ? "muted" : "");
+    row.append(
+      element("td", `${clock(entry.window_start)} to ${clock(entry.window_end)}${entry.open ? ", open" : ""}`),
+      element("td", number(entry.record_count), "num"), element("td", percent(entry.completeness), "num"),
+      element("td", number(entry.quality_score, 0), "num"),
+    );
+    for (const name of measured) row.append(element("td", entry.sensors[name] ? number(entry.sensors[name].mean) : "", "num"));
+    const bad = entry.level === "high" || entry.level === "critical";
+    row.append(element("td", entry.level_sensor ? `${entry.level}, ${entry.level_sensor}` : "", bad ? "fire" : ""));
     return row;
   }));
 }
@@ -161,6 +212,7 @@ async function refresh() {
     $("device-empty").textContent = view.detail;
     showDevices();
     await showModel(health.parts.model);
+    await showWindows();
   } catch (error) {
     $("overall").textContent = "not reachable";
     $("overall").className = "pill bad";
@@ -246,6 +298,10 @@ $("try").addEventListener("submit", (event) => {
   attempt(reading);
 });
 $("device-filter").addEventListener("input", showDevices);
+$("windows-close").addEventListener("click", () => {
+  windowsOf = null;
+  $("windows").hidden = true;
+});
 $("fill-none").addEventListener("click", () => fill({}));
 $("fill-quiet").addEventListener("click", async () => fill((await ask("/predict/sample")).request));
 $("fill-fire").addEventListener("click", async () => fill((await ask("/predict/fire-scenario")).request.at(-20)));

@@ -1,0 +1,303 @@
+"""Who reads windows: the HTTP API, the command line, the metrics; over a real lake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from smoke_platform.adapters.lake import READINGS, READINGS_COLUMNS, READINGS_SCHEMA, Lake
+from smoke_platform.adapters.windows import WINDOW_COLUMNS, WINDOWS, WindowTable, open_windows, stamped
+from smoke_platform.cli.main import root
+from smoke_platform.domain.readings import SENSOR_NAMES
+from smoke_platform.domain.window_emission import READING_COLUMNS
+from smoke_platform.domain.windows import STATISTICS, compute
+from smoke_platform.settings import Settings
+from smoke_platform.streaming.windows import WINDOWS_SHAPE
+from smoke_platform_tests.integration.test_api import Served, serving
+
+pytestmark = pytest.mark.integration
+
+#: The device's clock stands at 20 seconds past the minute, 16 minutes after the first reading.
+NOW = datetime.now(UTC).replace(second=20, microsecond=0)
+FIRST = NOW - timedelta(seconds=960)
+ODD = "hall/<b>3"
+
+
+def readings(device: str, *, first: datetime = FIRST, seconds: int = 961, value: float = 21.0) -> pl.DataFrame:
+    """One reading a second, landed as it was measured; temperature and PM2.5 alone are measured."""
+    times = [first + timedelta(seconds=second) for second in range(seconds)]
+    rows = [
+        {
+            "event_date": moment.date(),
+            "device_id": device,
+            "event_time": moment,
+            "temperature_c": value + number % 3,
+            "pm2_5": float(number % 7),
+            "late": False,
+            "topic_id": "t",
+            "topic": "smoke_sensor_data",
+            "partition": 0,
+            "offset": number,
+            "append_time": moment,
+            "ingest_time": moment,
+        }
+        for number, moment in enumerate(times)
+    ]
+    empty = pl.from_arrow(READINGS_SCHEMA.empty_table())
+    assert isinstance(empty, pl.DataFrame)
+    return pl.concat([empty, pl.DataFrame(rows, schema_overrides=_KINDS)], how="diagonal_relaxed").select(
+        READINGS_COLUMNS
+    )
+
+
+_TIME = pl.Datetime("us", "UTC")
+_KINDS = {"event_time": _TIME, "append_time": _TIME, "ingest_time": _TIME, "partition": pl.Int32}
+
+
+def fill(lake: Lake, frame: pl.DataFrame, *, written_at: datetime = NOW) -> pl.DataFrame:
+    """Puts readings into the lake, and the windows that are over on their device's clock."""
+    lake.append(READINGS, pl.from_arrow(frame.to_arrow().cast(READINGS_SCHEMA)), ["event_date"])  # type: ignore[arg-type]
+    over = compute(frame.select(READING_COLUMNS)).filter(pl.col("window_end") <= frame["event_time"].max())
+    lake.create(WINDOWS, WINDOWS_SHAPE.schema, [WINDOWS_SHAPE.day], WINDOWS_SHAPE.configuration)
+    lake.append(WINDOWS, stamped(over, written_at))
+    return over
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory, settings_for: Callable[..., Settings]) -> Iterator[Served]:
+    """A service whose lake has windows of two devices that report now, and of one that did an hour ago."""
+    settings = settings_for(tmp_path_factory.mktemp("windows-api"))
+    lake = Lake(settings.lake)
+    fill(lake, readings("attic"))
+    fill(lake, readings(ODD, value=60.0))
+    fill(lake, readings("gone", first=FIRST - timedelta(hours=1)), written_at=NOW - timedelta(hours=1))
+    # Of one window of the attic an earlier revision, as it stood before a reading came.
+    (row,) = WindowTable(lake).of_device("attic", limit=3).tail(1).to_dicts()
+    older = {
+        **row,
+        "revision": row["revision"] - 1,
+        "temperature_c_mean": -1.0,
+        "written_at": NOW - timedelta(minutes=3),
+    }
+    lake.append(WINDOWS, pl.DataFrame([older], schema=WINDOW_COLUMNS), ["event_date"])
+    with serving(settings) as served:
+        yield served
+
+
+def _windows(api: Served, device: str, **parameters: Any) -> list[dict[str, Any]]:
+    answer = api.client.get(f"/devices/{device}/windows", params=parameters)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["device_id"] == device
+    found: list[dict[str, Any]] = answer.json()["windows"]
+    return found
+
+
+def test_windows_come_newest_first_with_the_open_one_marked(api: Served) -> None:
+    """A chart that takes the growing window for a finished one shows a dip at its right end for ever."""
+    found = _windows(api, "attic", limit=5)
+    assert [each["open"] for each in found] == [True, False, False, False, False]
+    starts = [datetime.fromisoformat(each["window_start"]) for each in found]
+    assert starts == [NOW.replace(second=0) - timedelta(minutes=4 + back) for back in range(5)]
+    growing, over = found[0], found[1]
+    assert (growing["record_count"], growing["written_at"]) == (261, None)
+    assert (over["record_count"], over["revision"], over["completeness"]) == (300, 300, 1.0)
+    assert set(over["sensors"]) == {"temperature_c", "pm2_5"}
+    assert list(over["sensors"]["temperature_c"]) == list(STATISTICS)
+    assert over["sensors"]["temperature_c"]["mean"] == pytest.approx(22.0)
+    assert (over["level"], over["level_sensor"]) == ("none", None)
+    assert [each["open"] for each in _windows(api, "attic", limit=2, open=False)] == [False, False]
+
+
+def test_each_window_is_answered_at_its_latest_revision(api: Served) -> None:
+    """A correction that nobody sees is none."""
+    found = _windows(api, "attic", limit=4)
+    assert all(each["sensors"]["temperature_c"]["mean"] > 0 for each in found)
+    assert len({each["window_start"] for each in found}) == 4
+
+
+def test_times_choose_among_the_windows(api: Served) -> None:
+    """An investigation asks for the quarter of an hour before an alarm, in whatever zone its author lives."""
+    since = NOW.replace(second=0) - timedelta(minutes=10)
+    until = since + timedelta(minutes=3)
+    wanted = [since + timedelta(minutes=back) for back in (2, 1, 0)]
+    found = _windows(api, "attic", since=since.isoformat(), until=until.isoformat())
+    assert [datetime.fromisoformat(each["window_start"]) for each in found] == wanted
+    east = (since + timedelta(hours=2)).replace(tzinfo=None).isoformat() + "+02:00"
+    naive = until.replace(tzinfo=None).isoformat()
+    assert _windows(api, "attic", since=east, until=naive) == found
+    assert _windows(api, "attic", since=(NOW + timedelta(days=1)).isoformat()) == []
+
+
+def test_a_device_of_any_name_has_its_windows_and_a_level(api: Served) -> None:
+    """Device ids are what somebody once flashed: slashes and brackets among them."""
+    over = _windows(api, ODD, limit=2)[1]
+    assert (over["level"], over["level_sensor"]) == ("high", "temperature_c")
+
+
+def test_a_device_that_is_gone_has_no_open_window(api: Served) -> None:
+    """What it measured an hour ago is not what is in the air now."""
+    found = _windows(api, "gone")
+    assert len(found) == 16
+    assert not any(each["open"] for each in found)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "reason", "field"),
+    [
+        ("/devices/nobody/windows", 404, "no_such_device", "device_id"),
+        ("/devices/attic/windows?limit=0", 422, "parameter", "limit"),
+        ("/devices/attic/windows?limit=100000", 422, "parameter", "limit"),
+        ("/devices/attic/windows?since=yesterday", 422, "parameter", "since"),
+        ("/devices/attic/windows?since=2026-11-02T00:00:00Z&until=2026-11-01T00:00:00Z", 422, "parameter", "until"),
+        ("/devices/attic/windows?open=perhaps", 422, "parameter", "open"),
+    ],
+)
+def test_faults_name_what_is_wrong(api: Served, path: str, status: int, reason: str, field: str) -> None:
+    """Somebody who writes a client must not have to read our source."""
+    answer = api.client.get(path)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["reason"], error["field"]) == (status, reason, field)
+    assert error["detail"]
+    assert error["remedy"]
+
+
+def test_a_lake_without_windows_is_no_fault(tmp_path: Path, settings_for: Callable[..., Settings]) -> None:
+    """A platform that was started a minute ago has none, and a device that is known by its readings is no stranger."""
+    settings = settings_for(tmp_path)
+    with serving(settings) as served:
+        assert served.client.get("/devices/a/windows").status_code == 404
+        assert "smoke_window_rows 0.0" in served.client.get("/metrics").text
+        lake = Lake(settings.lake)
+        frame = readings("a", first=datetime.now(UTC) - timedelta(seconds=30), seconds=30)
+        lake.append(READINGS, pl.from_arrow(frame.to_arrow().cast(READINGS_SCHEMA)), ["event_date"])  # type: ignore[arg-type]
+        (growing,) = served.client.get("/devices/a/windows").json()["windows"]
+        assert (growing["open"], growing["record_count"]) == (True, 30)
+
+
+def test_metrics_and_description_name_the_windows(api: Served) -> None:
+    """An alert on windows that stand still needs to know when the last one was written."""
+    text = api.client.get("/metrics").text
+    rows = Lake(api.settings.lake).scan(WINDOWS).select(pl.len()).collect().item()
+    assert f"smoke_window_rows {float(rows)}" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("smoke_window_written_timestamp_seconds ")]
+    assert float(line.split()[1]) == pytest.approx(NOW.timestamp())
+    described = api.client.get("/openapi.json").json()["paths"]["/devices/{device_id}/windows"]["get"]
+    assert set(described["responses"]) == {"200", "404", "422"}
+    schema = described["responses"]["200"]["content"]["application/json"]["schema"]
+    window = schema["properties"]["windows"]["items"]["properties"]
+    assert set(window) == set(_windows(api, "attic", limit=1)[0])
+
+
+def test_open_windows_are_those_of_all_who_report(api: Served) -> None:
+    """The wall display shows every device that is alive, whatever day its readings are of."""
+    lake = Lake(api.settings.lake)
+    found = open_windows(lake, now=NOW)
+    assert found["device_id"].to_list() == ["attic", ODD]
+    assert set(found["record_count"]) == {261}
+    assert open_windows(lake, now=NOW + timedelta(hours=1)).is_empty()
+    assert found.schema == open_windows(lake, now=NOW + timedelta(hours=1)).schema
+
+
+# -- the command line ------------------------------------------------------------------------------------
+
+
+def _smoke(api: Served, *arguments: str) -> str:
+    result = CliRunner().invoke(root, ["windows", *arguments], env={**api.settings.environment(), "COLUMNS": "120"})
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_command_lists_what_the_api_answers(api: Served) -> None:
+    """A script and a person ask for the same windows."""
+    found = json.loads(_smoke(api, "list", "--device", "attic", "--limit", "3", "--json"))
+    assert [each["open"] for each in found] == [True, False, False]
+    assert found[1]["temperature_c_mean"] == pytest.approx(22.0)
+    assert set(found[0]) == {*WINDOW_COLUMNS, "open"}
+    assert "open" in _smoke(api, "list", "--device", "attic")
+    newest = json.loads(_smoke(api, "list", "--json"))
+    assert [each["device_id"] for each in newest] == ["attic", ODD]
+    assert "HIGH temperature_c" in _smoke(api, "list")
+    since = (NOW - timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M")
+    assert {each["device_id"] for each in json.loads(_smoke(api, "list", "--since", since, "--json"))} == {"attic", ODD}
+
+
+def test_following_prints_each_window_as_it_is_appended(tmp_path: Path, settings_for: Callable[..., Settings]) -> None:
+    """The line that a person watches: of one device or of all, once for each window, and when it is corrected."""
+    settings = settings_for(tmp_path)
+    lake = Lake(settings.lake)
+    table = [
+        stamped(compute(readings(device, first=FIRST.replace(second=0), seconds=301).select(READING_COLUMNS)), NOW)
+        for device in ("a", "b")
+    ]
+    rows = pl.concat(table).filter(pl.col("window_start") == FIRST.replace(second=0))
+    lake.append(WINDOWS, rows.clear(), ["event_date"])
+    followers = [_Follower(settings, *arguments) for arguments in ((), ("--device", "b"), ("--device", "b", "--json"))]
+    try:
+        for each in followers:
+            each.wait_until_ready()
+        lake.append(WINDOWS, rows.with_columns(written_at=pl.lit(datetime.now(UTC))), ["event_date"])
+        overall, one, document = (each.line() for each in followers)
+        begin, end = (f"{FIRST.replace(second=0) + timedelta(minutes=add):%H:%M:%S}" for add in (0, 5))
+        assert overall.startswith(f"Window Analytics ({begin} - {end}): Records: 600, Temp: 22.0 degC")
+        assert "Devices: 2" in overall
+        assert "Records: 300" in one
+        assert one.endswith("Device: b")
+        assert (json.loads(document)["device_id"], json.loads(document)["revision"]) == ("b", 300)
+        corrected = rows.with_columns(written_at=pl.lit(datetime.now(UTC)), revision=pl.lit(301, pl.Int64))
+        lake.append(WINDOWS, corrected, ["event_date"])
+        assert followers[1].line().endswith("Device: b, Corrected")
+    finally:
+        codes = [each.end() for each in followers]
+    assert codes == [0, 0, 0]
+
+
+class _Follower:
+    """``smoke windows --follow`` as a process of its own."""
+
+    def __init__(self, settings: Settings, *arguments: str) -> None:
+        command = [str(Path(sys.executable).with_name("smoke")), "windows", "--follow", *arguments]
+        environment = {**os.environ, **settings.environment()}
+        self._process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def wait_until_ready(self) -> None:
+        assert self._process.stderr is not None
+        assert self._process.stderr.readline().startswith("Following")
+
+    def line(self) -> str:
+        assert self._process.stdout is not None
+        found: list[str] = []
+        reader = threading.Thread(target=lambda: found.append(self._process.stdout.readline()))  # type: ignore[union-attr]
+        reader.start()
+        reader.join(30)
+        assert found, "no line came"
+        return found[0].rstrip("\n")
+
+    def end(self) -> int:
+        self._process.send_signal(signal.SIGINT)
+        return self._process.wait(30)
+
+
+def test_options_of_following_are_refused_before_other_commands(api: Served) -> None:
+    """`smoke windows --device x list` would list every device without a word."""
+    result = CliRunner().invoke(root, ["windows", "--device", "attic", "list"], env=api.settings.environment())
+    assert result.exit_code == 2
+    assert "--follow" in result.output
+
+
+def test_sensors_that_measured_nothing_are_left_out(api: Served) -> None:
+    """Ten columns of nulls for each of twelve sensors hide the one that somebody looks for."""
+    assert len(_windows(api, "attic", limit=1)[0]["sensors"]) == 2 < len(SENSOR_NAMES)
