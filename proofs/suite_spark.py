@@ -45,7 +45,7 @@ def suite() -> dict[str, Any]:
                 lambda text: click.echo(f"  {text}", err=True),
                 {"SPARK_MASTER": cluster.url, "SPARK_CORES": "2", "SPARK_BATCH_ROWS": "1800"},
             )
-            kills = {"seconds": round(time.monotonic() - began, 1), **findings.as_dict()}
+            kills = {"took_s": round(time.monotonic() - began, 1), **findings.as_dict()}
             alive = sum(worker.poll() is None for worker in cluster.workers)
     finally:
         shutil.rmtree(home, ignore_errors=True)
