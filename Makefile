@@ -30,7 +30,7 @@ test: setup ## Lint, types, import contracts and the test suite
 ifdef PYTEST_ARGS
 	@$(BIN)/pytest $(PYTEST_ARGS)
 else
-	@deploy/run-tests $(BIN)/pytest $(VENV)/unit-tests.log
+	@deploy/run-tests $(BIN)/pytest $(VENV)
 endif
 
 lint: setup ## Lint, types and import contracts only

@@ -36,6 +36,7 @@ from smoke_platform.domain import features, rules
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.lake_records import RECORD_TABLES
 from smoke_platform.domain.landing import REPLAY_HEADER
+from smoke_platform.domain.recordings import RecordingFile
 from smoke_platform.domain.simulator import simulate
 from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.orchestration import landing as orchestration
@@ -56,6 +57,7 @@ from smoke_platform.streaming.producer import encode_readings
 from smoke_platform.streaming.records_landing import PREDICTIONS_TABLE, readings_mark, record_shape
 from smoke_platform.streaming.spark_landing import SparkLanding
 from smoke_platform.streaming.windows import WindowEngine
+from smoke_platform_tests import window_oracle as oracle
 from smoke_platform_tests.scorer_models import logistic_model, publish
 from smoke_platform_tests.spark_parts import check, landed, letters, produce, rough_stream, windows
 
@@ -138,6 +140,29 @@ def test_the_same_rows_as_engine_local(platform: Settings, spark: Any, tmp_path:
     assert report.total().late > 0
     assert (report.total(), report.reasons, report.positions) == (twin.total(), twin.reasons, twin.positions)
     assert (report.ended, report.commits > 1) == ("caught up", True)
+
+
+def test_both_engines_and_the_definition_agree_on_the_real_recordings(
+    platform: Settings, spark: Any, tmp_path: Path, needs_data: Path
+) -> None:
+    """Every window of the public recordings, from a real broker: or it all holds for simulated days only."""
+    settings = platform.model_copy(update={"spark_batch_rows": 20_000, "batch_rows": 5_000})
+    other = settings.model_copy(update={"home": tmp_path / "other"})
+    recording = RecordingFile(needs_data / "kaggle_smoke" / "smoke_detection_iot.csv", on_bad_row=pytest.fail)
+    keys, values = encode_readings(pl.concat(list(recording.chunks())))
+    produce(settings, list(zip(keys, values, strict=True)))
+    on_spark(settings, spark)
+    locally(other)
+    for each in (settings, other):
+        check(each)
+    assert landed(settings).height == len(values)
+    found = windows(settings)
+    assert found.equals(windows(other))
+    in_time = landed(settings).filter(~pl.col("late"))
+    over = {(device, start) for device, start in found.select("device_id", "window_start").iter_rows()}
+    expected = {key: row for key, row in oracle.windows(in_time.to_dicts()).items() if key in over}
+    assert len(expected) == found.height > 1000
+    assert oracle.differences(found.iter_rows(named=True), expected) == []
 
 
 def test_the_engines_take_turns(platform: Settings, spark: Any) -> None:
