@@ -34,6 +34,7 @@ from smoke_platform.adapters.kafka import Cluster, ensure_topics, specs_for, top
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.topics import ALARMS
 from smoke_platform.local.broker import EmbeddedBroker
+from smoke_platform.local.ports import free_ports
 from smoke_platform.settings import Settings, load_settings
 from smoke_platform.verification.run import private_settings
 
@@ -84,7 +85,7 @@ def run() -> list[Figure]:
     """Measures and returns the suite's figures; trains a start-up model of its own first."""
     with tempfile.TemporaryDirectory(prefix="smoke-bench-") as folder, ExitStack() as stack:
         home = Path(folder)
-        settings = private_settings(home, load_settings(), SMOKE_DETECTOR_PORT=_free_port())
+        settings = private_settings(home, load_settings(), SMOKE_DETECTOR_PORT=str(free_ports(1)[0]))
         _train(settings)
         broker = EmbeddedBroker(home / "kafka", settings.kafka_port, settings.kafka_controller_port, settings.cache_dir)
         broker.prepare()
@@ -93,14 +94,6 @@ def run() -> list[Figure]:
         bench = _Bench(settings, peer_python(settings.cache_dir, "Quix Streams and Bytewax"))
         bench.round("echo", RATE, DEVICES, warm_s=BROKER_WARM_S, fire_s=1.0)
         return [*_at_goal(bench), *_at_rates(bench), *_curve(bench), *_highest(bench)]
-
-
-def _free_port() -> str:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def _train(settings: Settings) -> None:

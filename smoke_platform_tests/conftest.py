@@ -8,8 +8,6 @@ All fixtures but the topics' factory are safe to use from hypothesis tests: none
 from __future__ import annotations
 
 import os
-import random
-import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 
 from smoke_platform.local.broker import EmbeddedBroker
+from smoke_platform.local.ports import free_ports
 from smoke_platform.settings import Settings, load_settings
 
 #: Read before the guard below empties the environment: both say where this machine keeps large files.
@@ -39,26 +38,14 @@ def _untouched_by_the_surroundings(tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """A function that gives a port that is free now, and another one each time.
-
-    They lie below the range from which the kernel picks the near end of outgoing connections, so that no client
-    of another test takes one before its server does.
-    """
+    """A function that gives a port that is free now, and another one each time."""
     given: set[int] = set()
 
     def next_port() -> int:
-        for _ in range(1000):
-            port = random.SystemRandom().randint(20_000, 32_000)
-            if port in given:
-                continue
-            with socket.socket() as probe:
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-            given.add(port)
-            return port
-        raise RuntimeError("no free port in 20000 to 32000")
+        while (port := free_ports(1)[0]) in given:
+            pass
+        given.add(port)
+        return port
 
     return next_port
 

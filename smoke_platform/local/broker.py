@@ -372,7 +372,7 @@ def _make_archive(archive: Path, cache_dir: Path, class_path: list[Path], say: P
     """Lets a broker in a folder of its own serve a message and stop; at its end Java writes what it has loaded."""
     with tempfile.TemporaryDirectory(prefix="classes-", dir=cache_dir) as folder:
         target = Path(folder) / archive.name
-        trial = EmbeddedBroker(Path(folder) / "broker", *_free_ports(), cache_dir)
+        trial = EmbeddedBroker(Path(folder) / "broker", *ports.free_ports(2), cache_dir)
         trial._class_path = class_path
         trial._lay_out(silent)
         trial._jvm_options = (f"-XX:ArchiveClassesAtExit={target}",)
@@ -386,13 +386,6 @@ def _make_archive(archive: Path, cache_dir: Path, class_path: list[Path], say: P
         if not target.is_file():
             target.touch()  # this Java can't; an empty file says so to the next start
         target.rename(archive)
-
-
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as first, socket.socket() as second:
-        for probe in (first, second):
-            probe.bind(("127.0.0.1", 0))
-        return first.getsockname()[1], second.getsockname()[1]
 
 
 def _exchange_a_message(bootstrap_servers: str) -> None:

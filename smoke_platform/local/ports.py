@@ -6,11 +6,17 @@ Belongs here: nothing but that. Does not: which ports there are (settings.py).
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 
 import psutil
 
 from smoke_platform.domain.errors import SmokeError
+
+#: Below the range from which Linux takes the near end of outgoing connections (32,768 to 60,999). A server's port from
+#: within that range is taken by some client while the server is down: even by the client that tries to reach it again,
+#: which then talks to itself.
+FREE_RANGE = range(20_000, 32_000)
 
 
 def is_free(host: str, port: int) -> bool:
@@ -24,6 +30,24 @@ def is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Different ports that are free now, drawn from ``FREE_RANGE``.
+
+    Raises:
+        SmokeError: where so many are not to be found.
+    """
+    found: set[int] = set()
+    for _ in range(1_000 + 10 * count):
+        if len(found) == count:
+            break
+        port = random.SystemRandom().choice(FREE_RANGE)
+        if port not in found and is_free(host, port):
+            found.add(port)
+    if len(found) < count:
+        raise SmokeError(f"fewer than {count} ports from {FREE_RANGE.start} to {FREE_RANGE.stop - 1} are free")
+    return list(found)
 
 
 def answers(host: str, port: int, timeout_s: float = 0.5) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -35,6 +34,7 @@ from smoke_platform.domain.detection import Batch, Engine
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.topics import ALARMS
 from smoke_platform.local.broker import EmbeddedBroker
+from smoke_platform.local.ports import free_ports
 from smoke_platform.settings import Settings
 from smoke_platform.verification.run import Say, private_settings
 from smoke_platform.verification.scenes import Scenes
@@ -229,9 +229,7 @@ class _Replica:
 
     def __init__(self, settings: Settings, member: str) -> None:
         self.member = member
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        (self._port,) = free_ports(1)
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SMOKE_", "KAFKA_"))},
             **settings.environment(),

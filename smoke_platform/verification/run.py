@@ -12,7 +12,6 @@ import json
 import random
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -41,6 +40,7 @@ from smoke_platform.adapters.lake import READINGS, Lake
 from smoke_platform.adapters.lease import probe
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES
+from smoke_platform.local.ports import free_ports
 from smoke_platform.local.programs import environment as program_environment
 from smoke_platform.local.supervisor import Platform
 from smoke_platform.orchestration import names
@@ -121,18 +121,12 @@ def prove(plan: Plan, settings: Settings, say: Say) -> list[Finding]:
 
 def private_settings(home: Path, settings: Settings, **overrides: str) -> Settings:
     """Settings of a platform of its own: in ``home``, on free ports, without the simulator."""
-    with contextlib.ExitStack() as held:
-        # All sockets stay open until the last port is chosen, so that no port is given out twice.
-        ports = [held.enter_context(socket.socket()) for _ in range(7)]
-        for each in ports:
-            each.bind(("127.0.0.1", 0))
-        numbers = [str(each.getsockname()[1]) for each in ports]
     parts = ("KAFKA", "KAFKA_CONTROLLER", "API", "DAGSTER", "DAGSTER_GRPC", "DETECTOR", "NOTIFY")
     environment = {
         "SMOKE_HOME": str(home),
         "SMOKE_CACHE_DIR": str(settings.cache_dir),
         "SMOKE_SIMULATE": "false",
-        **{f"SMOKE_{part}_PORT": number for part, number in zip(parts, numbers, strict=True)},
+        **{f"SMOKE_{part}_PORT": str(port) for part, port in zip(parts, free_ports(len(parts)), strict=True)},
         **overrides,
     }
     return load_settings(environment, home / "no.env")
