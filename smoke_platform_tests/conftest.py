@@ -14,11 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.local.ports import free_ports
 from smoke_platform.settings import Settings, load_settings
+
+# How fast an example runs says how busy the machine is; the benchmarks measure speed.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 #: Read before the guard below empties the environment: both say where this machine keeps large files.
 DATA_DIR = os.environ.get("SMOKE_DATA_DIR", "")
