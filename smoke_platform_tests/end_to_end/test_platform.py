@@ -45,7 +45,7 @@ def smoke(settings: Settings, *arguments: str, **surroundings: str) -> subproces
     )
 
 
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 120.0) -> None:
     """Waits for a condition, with a deadline."""
     deadline = time.monotonic() + timeout_s
     while not condition():

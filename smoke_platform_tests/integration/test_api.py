@@ -595,7 +595,7 @@ def test_the_command_serves_and_stops_cleanly(tmp_path: Path) -> None:
         assert httpx.get(f"{url}/ready", timeout=30).json()["model_version"] == "4"
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=120)
     assert process.returncode in (0, -signal.SIGTERM)
 
 
@@ -605,7 +605,7 @@ def test_a_taken_port_is_named_with_its_setting(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         process = _command(tmp_path, "--port", str(taken.getsockname()[1]))
-        _, message = process.communicate(timeout=30)
+        _, message = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "SMOKE_API_PORT" in message
     assert "Traceback" not in message

@@ -36,7 +36,7 @@ def own_broker(tmp_path: Path, free_port: Callable[[], int], cache_dir: Path) ->
     broker.stop()
 
 
-def until(condition: Callable[[], bool], what: str, timeout_s: float = 30) -> None:
+def until(condition: Callable[[], bool], what: str, timeout_s: float = 120.0) -> None:
     """Waits for a condition, with a deadline."""
     deadline = time.monotonic() + timeout_s
     while not condition():

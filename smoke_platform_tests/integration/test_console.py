@@ -68,7 +68,7 @@ class Page:
         number = next(self._numbers)
         self._link.send(json.dumps({"id": number, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self._link.recv(timeout=20))
+            message = json.loads(self._link.recv(timeout=60))
             if message.get("id") == number:
                 answer: dict[str, Any] = message.get("result", {})
                 return answer

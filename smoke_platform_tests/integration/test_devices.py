@@ -29,7 +29,7 @@ BY_HAND = Device(device_id="a", site="north", source=OPERATOR, updated_at=1.0)
 BY_READING = first_seen("a", ["pm2_5"], 2.0)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

@@ -125,7 +125,7 @@ def letters(settings: Settings) -> list[tuple[dict[str, bytes], bytes | None]]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

@@ -69,7 +69,7 @@ class Mosquitto:
             [MOSQUITTO, "-c", str(self.folder / "mosquitto.conf")], stdout=log, stderr=subprocess.STDOUT
         )
         log.close()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -118,7 +118,7 @@ class Publisher:
 
     @staticmethod
     def wait(under_way: list[Any]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         for info in under_way:
             info.wait_for_publish(max(0.1, deadline - time.monotonic()))
             assert info.is_published()
@@ -193,7 +193,7 @@ class Running:
         self.until(lambda: self.bridge.counts.connected and self.bridge.counts.connections >= times)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -209,7 +209,7 @@ def in_kafka(settings: Settings) -> list[tuple[bytes | None, bytes | None, int]]
         numbers = list(consumer.list_topics(topic, 10).topics[topic].partitions)
         consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
         ends = 0
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while ends < len(numbers):
             assert time.monotonic() < deadline
             for message in consumer.consume(1000, 0.2):

@@ -319,7 +319,7 @@ def test_the_live_simulator_waits_for_its_broker_and_stops_cleanly(
         with Cluster(embedded.bootstrap_servers) as cluster:
             wait_for(lambda: sum(high for _, high in cluster.watermarks(topic).values()) >= 60)
         program.send_signal(signal.SIGTERM)
-        output, errors = program.communicate(timeout=30)
+        output, errors = program.communicate(timeout=120)
         assert program.returncode == 0, errors
         outcome = json.loads(output)
         messages = read_all(embedded.bootstrap_servers, topic)
@@ -342,7 +342,7 @@ def test_waiting_for_a_broker_ends_when_told(settings_for: Any, tmp_path: Path, 
     assert open_producer(settings, rate=20, forever=True, stop=stop) is None
 
 
-def wait_for(condition: Callable[[], bool], deadline_s: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], deadline_s: float = 120.0) -> None:
     deadline = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {deadline_s} s"
@@ -379,7 +379,7 @@ def test_a_compressed_loop_plays_on_until_it_is_stopped(
         with Cluster(broker.bootstrap_servers) as cluster:
             wait_for(lambda: sum(high for _, high in cluster.watermarks(topic).values()) > 450)
         program.send_signal(signal.SIGINT)
-        output, errors = program.communicate(timeout=30)
+        output, errors = program.communicate(timeout=120)
     finally:
         program.kill()
         program.wait(10)

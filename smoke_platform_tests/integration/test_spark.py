@@ -119,7 +119,7 @@ def locally(settings: Settings) -> LandingReport:
     return Landing(settings, "test", once=True, companions=[WindowEngine(settings)]).run()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
