@@ -50,7 +50,7 @@ AFTER_TAKE_OVER_S = 8.0
 CALM_S = 5.0
 #: A fire that has not been raised by then is missed.
 MISSED_AFTER_S = 30.0
-START_DEADLINE_S = 60.0
+START_DEADLINE_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)

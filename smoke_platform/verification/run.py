@@ -59,7 +59,7 @@ Say = Callable[[str], None]
 LANDING_DEADLINE_S = 180.0
 RUN_DEADLINE_S = 600.0
 TRAINING_DEADLINE_S = 900.0
-ALARM_DEADLINE_S = 30.0
+ALARM_DEADLINE_S = 120.0
 #: Of the device whose alarm is looked for, one a second: enough to know what is normal, and more than rules ask for.
 CALM_READINGS, BURNING_READINGS = 30, 15
 #: A replay with kills is stretched to this many seconds a kill.

@@ -26,7 +26,7 @@ from smoke_platform.verification.scenes import Scenes
 
 pytestmark = pytest.mark.integration
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 
 def send(broker: EmbeddedBroker, topic: str, values: list[bytes], partition: int = 0) -> None:

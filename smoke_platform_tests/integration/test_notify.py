@@ -33,7 +33,7 @@ from smoke_platform.streaming.notify import Dispatcher, Notifier, metrics
 
 pytestmark = pytest.mark.integration
 SMOKE = [str(Path(sys.executable).parent / "smoke")]
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 
 
 def wait_for(condition: Callable[[], Any], deadline_s: float = LIMIT_S) -> Any:
