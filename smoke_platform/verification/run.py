@@ -433,7 +433,7 @@ class _Proof:
         query = {"device": device, "kind": "fire", "state": "live"}
         alarms: list[dict[str, Any]] = []
         while not alarms and time.monotonic() - acknowledged < ALARM_DEADLINE_S:
-            answer = httpx.get(f"{self.settings.api_url}/alarms", params=query, timeout=10, trust_env=False)
+            answer = httpx.get(f"{self.settings.api_url}/alarms", params=query, timeout=60, trust_env=False)
             alarms = answer.raise_for_status().json()["alarms"]
             time.sleep(0.05)
         seconds = time.monotonic() - acknowledged

@@ -23,6 +23,7 @@ def test_a_fire_during_a_kill_is_raised_once(
     # How soon is the long proof's matter: here other tests have the processors.
     monkeypatch.setattr(alarm_kills, "AFTER_RESTART_S", 120.0)
     monkeypatch.setattr(alarm_kills, "AFTER_TAKE_OVER_S", 120.0)
+    monkeypatch.setattr(alarm_kills, "MISSED_AFTER_S", 120.0)
     findings = alarm_kills.run(PLAN, tmp_path / "proof", settings_for(tmp_path), lambda _text: None)
     assert findings.faults == []
     assert len(findings.kills) == PLAN.kills
