@@ -268,8 +268,19 @@ class SparkLanding:
             return "time is up"
         quiet = not self._batch.locked() and self._companions.quiet
         if quiet and not self._once and now - self._last_message >= self._settings.stream_idle_seconds:
-            return "idle"
+            if not self._messages_wait():
+                return "idle"
+            # Spark has not come to them yet: its first batch may take longer than the idle time.
+            self._last_message = now
         return ""
+
+    def _messages_wait(self) -> bool:
+        """Whether the topic holds what has not been landed; so it is where the broker does not say."""
+        try:
+            marks = self._watcher.watermarks(self._facts.partitions)
+        except KafkaUnreachable:
+            return True
+        return any(end > max(start, self._positions.get(number, 0)) for number, (start, end) in marks.items())
 
     def _end(self, query: Any) -> None:
         """Stops the query between two batches: one that is under way ends in good order."""
