@@ -26,12 +26,12 @@ _DECAYS: Final = 5.0
 #: Points of a curve after the source has gone out, and of a nuisance while it is on.
 _POINTS_OF_DECAY, _POINTS_OF_RISE = 60, 80
 #: Whoever finds a fire puts it out and airs the room: time constant, s.
-_AIRING_S: Final = (150.0, 400.0)
+_AIRING_S: Final = (60.0, 250.0)
 #: The walls keep a little of the heat: it goes faster than the smoke, which only fresh air takes away.
-_COOLING_S: Final = 90.0
-#: More than this a closed room's air does not feed for long: 3 MJ/m3 of air, a third of which can be used, lasts for
-#: some five minutes.
-_MOST_KW_PER_M3: Final = 3.0
+_COOLING_S: Final = 50.0
+#: More than this a closed room's air does not feed for long: of 3 MJ/m3 of air a third can be used, which lasts for
+#: eleven minutes.
+_MOST_KW_PER_M3: Final = 1.5
 #: No device hangs right above a fire, which would burn it before it had reported anything.
 _LEAST_M: Final = 0.5
 #: Spread of the logarithm of a fire's yields: smoke and gases of real fires of one kind differ by a third.

@@ -182,6 +182,12 @@ ROOM_TYPES: Final = (
 )
 
 
+#: Share of the heat that the plume carries; the rest is radiated (Tewarson: 0.6 to 0.8 for what burns in homes).
+CONVECTED: Final = 0.7
+#: kg/m3 at 20 degC.
+AIR_DENSITY: Final = 1.2
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """A device's room.
@@ -189,6 +195,9 @@ class Room:
     Attributes:
         air_changes_per_h: while nobody has opened a window.
         layer_share: of the room's height, how much the layer below the ceiling takes up.
+        stratified_k: by how much the air below the ceiling is warmer than that below; a plume whose jet would be less
+            warm stops under it, and its smoke comes to the device only with what gathers in the room.
+        door_open: whether the layer can flow off into the next room.
     """
 
     type: RoomType
@@ -196,11 +205,26 @@ class Room:
     height_m: float
     air_changes_per_h: float
     layer_share: float
+    stratified_k: float
+    door_open: bool
 
     @property
     def layer_m3(self) -> float:
         """Volume that what is given off gathers in."""
         return self.area_m2 * self.height_m * self.layer_share
+
+    def layer_stays_s(self, heat_kw: float) -> float:
+        """How long what has come into the layer stays there on average, s.
+
+        Air is exchanged slowly; through an open door the layer flows off as fast as the plume feeds it (a zone model's
+        steady state, with the plume's flow after Zukoski: 0.071 Qc^(1/3) z^(5/3) kg/s).
+        """
+        rate = self.air_changes_per_h / 3600
+        if self.door_open:
+            rise = 0.5 * self.height_m  # half of the way up is clear
+            flow = 0.071 * (CONVECTED * heat_kw) ** (1 / 3) * rise ** (5 / 3) / AIR_DENSITY
+            rate += flow / self.layer_m3
+        return 1 / rate
 
     @property
     def reach_m(self) -> float:
@@ -221,6 +245,9 @@ def room_of(seed: int, number: int) -> Room:
         air_changes_per_h=float(np.clip(rng.lognormal(math.log(0.5), 0.5), 0.1, 2.0)),
         # A smoke layer comes down to about the door's lintel and then fills the room; judgement.
         layer_share=float(rng.uniform(0.45, 0.8)),
+        # Heated rooms: some tenths of a kelvin a metre; judgement.
+        stratified_k=float(rng.uniform(0.3, 1.5)),
+        door_open=bool(rng.random() < 0.6),
     )
 
 
@@ -230,10 +257,6 @@ def distance_m(room: Room, rng: np.random.Generator, least: float) -> float:
 
 
 # -- plume and ceiling jet -------------------------------------------------------------------------------
-#: Share of the heat that the plume carries; the rest is radiated (Tewarson: 0.6 to 0.8 for what burns in homes).
-CONVECTED: Final = 0.7
-
-
 def alpert_temperature_rise(heat_kw: float | Array, radius_m: float, height_m: float) -> Array:
     """Steady ceiling-jet temperature rise in K (Alpert 1972) for a heat release in kW.
 
