@@ -82,8 +82,8 @@ def _state(found: Marginals, state: str) -> Iterator[Section]:
     ours, theirs = found.rows[state]
     note = (
         f"{ours:,} simulated and {theirs:,} recorded rows. Distance: of the distribution functions (Kolmogorov, "
-        "Smirnov), 0 alike to 1 apart. Outside: beyond the middle 99% of the simulated ones. Noise: usual step from one reading "
-        "to the next."
+        "Smirnov), 0 alike to 1 apart. Outside: beyond the middle 99% of the simulated ones. Noise: usual step from "
+        "one reading to the next."
     )
     yield Section(f"Distances, {state}", rows, note)
     quantiles = found.quantiles.filter(mine)
