@@ -117,7 +117,7 @@ class Marginals:
 #: What is simulated for a comparison: so many devices for an hour, at these hours of a day, once a second.
 COMPARED_DEVICES: Final = 48
 _HOURS: Final = (1, 7, 13, 19)
-_FIRES, _NUISANCES = 2.0, 6.0
+_FIRES, _NUISANCES = 6.0, 6.0
 
 
 def simulated_for_comparison(seed: int = 7, devices: int = COMPARED_DEVICES) -> pl.DataFrame:

@@ -60,7 +60,9 @@ class FireFamily:
         burn_s: from ignition to extinction.
         heat: effective heat of combustion, kJ/g.
         plate_kw: heat of the hot plate or conductor, which carries the smoke but gives off none.
-        smoke_yield, co_yield, voc_yield: g per g burnt.
+        smoke_yield, co_yield, voc_yield: g per g burnt. Vapours: Tewarson's hydrocarbons for flames; pyrolysis gives
+            off a tenth and more of the fuel as vapours (judgement, and towards the recordings, whose gas sensor is at
+            its limit in most of the smoke).
         h2_per_co: volume of hydrogen for one of CO; both come from incomplete combustion (judgement).
         lag_s: what cold smoke takes longer than a plume's transport does, at 3 m: without buoyancy it stops below warm
             air and spreads slowly (judgement).
@@ -101,7 +103,7 @@ FIRE_FAMILIES: Final = (
         plate_kw=0,
         smoke_yield=0.015,
         co_yield=0.005,
-        voc_yield=0.003,
+        voc_yield=0.008,
         h2_per_co=0.3,
         lag_s=(0, 10),
         mode=SOOT,
@@ -119,14 +121,14 @@ FIRE_FAMILIES: Final = (
         plate_kw=2.0,
         smoke_yield=0.10,
         co_yield=0.12,
-        voc_yield=0.06,
+        voc_yield=0.15,
         h2_per_co=0.3,
         lag_s=(10, 90),
         mode=SMOULDER_SMOKE,
         weight=0.17,
         source=(
             "TF2: beech sticks on a plate of 2 kW that reaches 600 degC in about 11 min. Smoke yield: Mulholland, "
-            "0.03 to 0.17 for pyrolysing wood; CO and vapours: judgement from Tewarson's smouldering wood"
+            "0.03 to 0.17 for pyrolysing wood; CO: judgement from Tewarson's smouldering wood"
         ),
     ),
     FireFamily(
@@ -140,7 +142,7 @@ FIRE_FAMILIES: Final = (
         plate_kw=0,
         smoke_yield=0.07,
         co_yield=0.20,
-        voc_yield=0.03,
+        voc_yield=0.08,
         h2_per_co=0.4,
         lag_s=(30, 150),
         mode=SMOULDER_SMOKE,
@@ -161,7 +163,7 @@ FIRE_FAMILIES: Final = (
         plate_kw=0,
         smoke_yield=0.13,
         co_yield=0.03,
-        voc_yield=0.010,
+        voc_yield=0.02,
         h2_per_co=0.3,
         lag_s=(0, 8),
         mode=SOOT,
@@ -239,7 +241,7 @@ FIRE_FAMILIES: Final = (
         plate_kw=0.3,
         smoke_yield=0.10,
         co_yield=0.06,
-        voc_yield=0.05,
+        voc_yield=0.08,
         h2_per_co=0.3,
         lag_s=(30, 150),
         mode=SMOULDER_SMOKE,
