@@ -264,7 +264,7 @@ def test_smoke_takes_longer_from_afar_and_from_small_fires() -> None:
     [
         ("smouldering_wood", 2.4, 660, 800, 4.4, 2.0),
         ("smouldering_cotton", 1.6, 600, 750, 4.4, 2.0),
-        ("flaming_polyurethane", 60, 0.02, 160, 6.0, 1.5),
+        ("flaming_polyurethane", 40, 0.005, 160, 6.0, 1.5),
         ("flaming_heptane", 90, 30, 170, 6.0, 1.1),
         ("low_temperature_smoke", 8, 200, 700, 6.0, 1.7),
     ],
