@@ -339,3 +339,9 @@ def test_every_part_of_the_simulator_counts_for_its_version(monkeypatch: pytest.
         assert (folder / f"{part}.py").read_bytes() in code
     monkeypatch.setattr(simulator, "source_code", lambda: code + b"#")
     assert feature_tables.TrainingWorld().key() != before
+
+
+def test_the_documents_name_every_family() -> None:
+    """A reader looks a family up where its sources stand."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "simulator.md").read_text("utf-8")
+    assert [name for name in (*FAMILY, *(one.name for one in NUISANCE_FAMILIES)) if f"`{name}`" not in text] == []
