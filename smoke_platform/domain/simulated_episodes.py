@@ -42,6 +42,10 @@ _YIELD_SPREAD: Final = 0.3
 #: the lowest alarm level of EN 50291. The truth is about the fire, not about any sensor's threshold.
 DETECTABLE_SMOKE_UG_M3, DETECTABLE_HEAT_K, DETECTABLE_CO_PPM = 25.0, 2.0, 5.0
 
+#: Slots that are remembered of each kind, most of them empty: a fleet as large as that is drawn once in its slot. A fire's
+#: curve takes 6 kB.
+_SLOTS_KEPT: Final = 20_000
+
 _FIRE_WEIGHTS = np.array([family.weight for family in FIRE_FAMILIES])
 _FIRE_SHARES = _FIRE_WEIGHTS / _FIRE_WEIGHTS.sum()
 
@@ -118,7 +122,7 @@ def _first_crossing(moments: Array, values: Array, limit: float) -> float:
     return float(moments[place - 1] + (moments[place] - moments[place - 1]) * (limit - before) / (after - before))
 
 
-@lru_cache(maxsize=10_000)
+@lru_cache(maxsize=_SLOTS_KEPT)
 def fire_in_slot(seed: int, per_day: float, number: int, slot: int) -> Episode | None:
     """The fire of a device in a slot of two hours, if there is one."""
     rng = draw(seed, Of.FIRES, number, slot)
@@ -187,7 +191,7 @@ def _nuisance_shares(room_type: str, nuisances: tuple[tuple[str, float], ...]) -
     return np.asarray(shares / shares.sum())
 
 
-@lru_cache(maxsize=10_000)
+@lru_cache(maxsize=_SLOTS_KEPT)
 def nuisance_in_slot(seed: int, per_day: float, number: int, slot: int) -> Episode | None:
     """The nuisance of a device in a slot of an hour, if there is one."""
     rng = draw(seed, Of.NUISANCES, number, slot)

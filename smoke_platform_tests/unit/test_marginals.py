@@ -18,6 +18,7 @@ from smoke_platform.cli.main import root
 from smoke_platform.domain import marginals
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.marginals import Marginals, compare, ks_distance, sentences
+from smoke_platform.domain.recordings import RecordingFile
 from smoke_platform.domain.simulator import simulate
 
 START = datetime(2026, 1, 5, 12, tzinfo=UTC)
@@ -85,6 +86,17 @@ def test_what_is_doubtful_in_a_recording_is_named_and_left_out(ours: pl.DataFram
     assert "100.0% of the rows labelled as fire" in said
     assert "smoke: " in said
     assert "too few to compare" in said
+
+
+def test_the_public_recordings_are_seen_for_what_they_are(ours: pl.DataFrame, needs_data: Path) -> None:
+    """Half of them are copies, two temperatures are computed, and nearly all "fire" lies in clean air."""
+    chunks = RecordingFile(needs_data / "kaggle_smoke" / "smoke_detection_iot.csv", lambda _bad: None).chunks()
+    doubts = compare(ours, pl.concat(list(chunks))).doubts
+    assert doubts.rows == 62_630
+    assert 24_994 + 5_744 <= doubts.copies < 31_000
+    assert [name for _, name in doubts.smooth] == ["temperature_c", "temperature_c"]
+    assert doubts.fires == 44_757
+    assert doubts.fires_in_clean_air / doubts.fires == pytest.approx(0.991, abs=0.001)
 
 
 def test_recordings_that_cannot_be_compared_are_refused(ours: pl.DataFrame) -> None:
