@@ -42,8 +42,8 @@ _YIELD_SPREAD: Final = 0.3
 #: the lowest alarm level of EN 50291. The truth is about the fire, not about any sensor's threshold.
 DETECTABLE_SMOKE_UG_M3, DETECTABLE_HEAT_K, DETECTABLE_CO_PPM = 25.0, 2.0, 5.0
 
-#: Slots that are remembered of each kind, most of them empty: a fleet as large as that is drawn once in its slot. A fire's
-#: curve takes 6 kB.
+#: Slots that are remembered of each kind, most of them empty: a fleet as large as that is drawn once in its slot. A
+#: fire's curve takes 6 kB.
 _SLOTS_KEPT: Final = 20_000
 
 _FIRE_WEIGHTS = np.array([family.weight for family in FIRE_FAMILIES])

@@ -3,10 +3,11 @@
 Belongs here: families with their amplitudes and sources, and how an amplitude follows from strength, distance and room.
 Does not: which rooms have which (``simulated_rooms.ROOM_TYPES``), when they happen (``simulated_episodes``).
 
-Amplitudes are what a device 2 m away in a room of 30 m3 gets. They are orders of magnitude from indoor measurements,
-read as ranges over mild and strong episodes; where nothing was measured at a ceiling they are judgement. They are meant
-to be nasty: strong toast and frying are as dense as smoke that a smoke alarm has to report (some 3,000 to 12,000
-ug/m3), a bathroom's steam reaches the optical sensor as droplets, solvents drive the gas sensor to its limit.
+Amplitudes are what a device 2 m away in a room of 30 m3 gets. They are orders of magnitude from indoor measurements, as
+remembered from the works named, read as ranges over mild and strong episodes; where nothing was measured at a ceiling
+they are judgement. They are meant to be nasty: strong toast and frying are as dense as smoke that a smoke alarm has to
+report (some 3,000 to 12,000 ug/m3), a bathroom's steam reaches the optical sensor as droplets, solvents drive the gas
+sensor to its limit.
 """
 
 from __future__ import annotations
