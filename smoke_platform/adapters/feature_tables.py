@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,8 +125,9 @@ class TrainingWorld:
     def key(self) -> str:
         """Names the rows that come of it: two worlds with one key are the same, down to the last bit."""
         rates = (FIRES_PER_DEVICE_DAY, NUISANCES_PER_DEVICE_DAY, FIRST_TRAINING_DEVICE)
-        code = Path(simulator.__file__).read_bytes()
-        return hashlib.sha256(f"{self}{rates}{features.FEATURE_SET_HASH}".encode() + code).hexdigest()[:16]
+        return hashlib.sha256(
+            f"{self}{rates}{features.FEATURE_SET_HASH}".encode() + simulator.source_code()
+        ).hexdigest()[:16]
 
     def starts(self) -> list[datetime]:
         first = datetime(2023, 1, 9, tzinfo=UTC)

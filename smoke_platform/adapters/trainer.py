@@ -29,7 +29,7 @@ import polars as pl
 
 import smoke_platform
 from smoke_platform.adapters.feature_tables import Examples, Progress, silent
-from smoke_platform.domain import evaluation, features
+from smoke_platform.domain import evaluation, features, simulator
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.promotion import PARITY_LEAST_ROWS, Figures, Parity
 
@@ -573,7 +573,7 @@ def code_version() -> str:
         "adapters/trainer.py",
         "domain/evaluation.py",
         "domain/features.py",
-        "domain/simulator.py",
+        *(f"domain/{name}.py" for name in simulator.SOURCE_MODULES),
     ):
         digest.update((root / name).read_bytes())
     return f"{smoke_platform.__version__}+{digest.hexdigest()[:12]}"

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "kafka": ("platform", "kafka", "Run the embedded Kafka broker alone."),
     "topics": ("topics", "topics", "Create, list and describe the platform's topics."),
     "produce": ("produce", "produce", "Send readings: from a CSV file, a simulator or standard input."),
+    "simulate": ("simulate", "simulate", "Compare the simulated world with recordings."),
     "detect": ("detect", "detect", "Raise alarms from the readings as they arrive."),
     "alarms": ("alarms", "alarms", "See the alarms, acknowledge and silence them, follow them live."),
     "mqtt-bridge": ("mqtt", "mqtt_bridge", "Take readings from an MQTT broker into Kafka."),

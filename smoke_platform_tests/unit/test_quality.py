@@ -143,9 +143,9 @@ def _every_second() -> pl.DataFrame:
 
 def test_fire_lowers_nothing() -> None:
     """Or the platform calls its data bad exactly when it matters most."""
-    burning = simulate(4, START, HOURS * 3600, 11, interval_s=2.0, fires_per_device_day=12, nuisances_per_device_day=0)
+    burning = simulate(4, START, HOURS * 3600, 15, interval_s=2.0, fires_per_device_day=12, nuisances_per_device_day=0)
     assert burning["fire_alarm"].mean() > 0.1
-    quiet = simulate(4, START, HOURS * 3600, 11, interval_s=2.0, fires_per_device_day=0, nuisances_per_device_day=0)
+    quiet = simulate(4, START, HOURS * 3600, 15, interval_s=2.0, fires_per_device_day=0, nuisances_per_device_day=0)
     with_fire, without = assess(as_landed(burning)), assess(as_landed(quiet))
     assert with_fire.score.plausibility == 1.0
     assert with_fire.score.score == pytest.approx(without.score.score, abs=0.1)

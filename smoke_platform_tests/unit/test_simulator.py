@@ -159,12 +159,9 @@ def test_every_family_comes_up(busy_day: pl.DataFrame) -> None:
 
 def test_a_labelled_fire_moves_the_sensors(busy_day: pl.DataFrame) -> None:
     """Truth without any trace in the channels could not be learned by anything."""
-    burning = busy_day.filter("fire_alarm").drop_nulls("pm2_5")
-    trace = (
-        (pl.col("pm2_5") > 20)
-        | (pl.col("co_ppm") > 3)
-        | (pl.col("temperature_c") - pl.col("temperature_c").min().over("event_id") >= 0)
-    )
+    warmer = pl.col("temperature_c") - pl.col("temperature_c").first().over("event_id")
+    burning = busy_day.with_columns(warmer=warmer).filter("fire_alarm").drop_nulls("pm2_5")
+    trace = (pl.col("pm2_5") > 15) | (pl.col("co_ppm") > 3) | (pl.col("warmer") > 1.2)
     assert burning.height > 1000
     assert burning.select(trace.mean()).item() > 0.99
     assert DETECTABLE_HEAT_K > 0
