@@ -53,7 +53,7 @@ def write_fire(folder: Path, *, end: str = "\n") -> None:
     write_recording(
         folder / "NIST_Smoke_Alarms_FIRE1.csv",
         {
-            "TCA_1": warming(40),
+            "TCA_1": room,
             "SMA_1": smoke_from(40),
             "GASA_1": lambda time: 0.0002 + max(0.0, time - 40) * 1e-5,
             "GASA_3": lambda _: 0.06,
