@@ -439,10 +439,10 @@ def validate(
     pairs: list[Pair] = []
     for alarm in alarms:
         key = (alarm.test, alarm.place)
-        device = by_place.get(key)
-        if device is not None:
-            remark = "" if Quantity.SMOKE in device.taken else "no smoke channel here"
-            pairs.append(pair(alarm, heard[device.place.device_id], device.place.ends_s, remark))
+        hung_beside = by_place.get(key)
+        if hung_beside is not None:
+            remark = "" if Quantity.SMOKE in hung_beside.taken else "no smoke channel here"
+            pairs.append(pair(alarm, heard[hung_beside.place.device_id], hung_beside.place.ends_s, remark))
             continue
         missing = f"place {alarm.place} has no channel" if alarm.test in tests else f"no recording of {alarm.test}"
         silent.setdefault(key, missing)
