@@ -71,7 +71,7 @@ def read_folder(folder: Path) -> Folder:
     if not activations.is_file():
         raise SmokeError(f"{folder} holds no {ACTIVATIONS}", f"put the alarms' times there; {FORMAT}")
     alarms, ignored = _alarms(activations)
-    files = sorted(file for file in folder.glob("*.csv") if file.name != ACTIVATIONS)
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".csv" and file.name != ACTIVATIONS)
     if not files:
         raise SmokeError(f"{folder} holds no CSV file of a test", f"put the tests' recordings there; {FORMAT}")
     places: list[Place] = []
