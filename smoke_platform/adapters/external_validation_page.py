@@ -50,7 +50,8 @@ LIMITS: Final = (
     "the smoke rule. Their heating feigns smoke as well (NIST TN 1455-1), which favours ours near the fire.",
     "The recordings are of the air; a real device's housing delays smoke, and its sensors lag. The commercial alarms "
     "had both. Alarms hung near the instruments, not at the same point.",
-    "The gases' sampling lines lag by seconds, and CO is recorded in steps of some ppm with a noise of tens.",
+    "The gases' sampling lines lag by seconds, and CO analysers for fires are noisy by tens of ppm; one that swings "
+    "from ignition on is not told from air by its first sample.",
 )
 
 
@@ -125,8 +126,8 @@ def pair_rows(validation: Validation) -> list[dict[str, Any]]:
             "ours_s": pair.ours_s,
             "first_warning_s": pair.first_warning_s,
             "won": pair.won,
-            "by": ", ".join(rules.get((pair.alarm.test, pair.alarm.place), ())),
             "note": pair.note,
+            "by": ", ".join(rules.get((pair.alarm.test, pair.alarm.place), ())),
         }
         for pair in validation.pairs
     ]
