@@ -248,7 +248,9 @@ def validate(folder: Path, model: str, out: Path | None, as_json: bool) -> None:
 
     console = Console(stderr=True)
     with console.status("reading the tests") as status:
-        outcome = external_validation.run(folder, load_settings(), model, status.update)
+        # Where no terminal draws the status, a line for each step says that something is under way.
+        tell = status.update if console.is_terminal else console.print
+        outcome = external_validation.run(folder, load_settings(), model, tell)
     validation = outcome.validation
     if outcome.ignored:
         click.echo(f"note: no ionisation or photoelectric alarm: {', '.join(outcome.ignored)}", err=True)
