@@ -1,6 +1,7 @@
-"""Small figures as SVG: lines, columns, bars, a matrix, intervals, spans. Text in, text out, no script, no library.
+"""Small figures as SVG: lines, columns, bars, a matrix, intervals, spans, traces. Text in, text out, no script.
 
-Belongs here: scales and shapes. Does not: what is drawn (``adapters.history_page``), the page (``adapters.reports``).
+Belongs here: scales and shapes. Does not: what is drawn (``adapters.history_page`` and others), the page
+(``adapters.reports``).
 
 Colours are those of the page (``currentColor``), so that a figure is readable in light and dark, but for the series,
 which have hues of middle lightness. Every figure has a title that screen readers read and a pointer shows.
@@ -213,3 +214,41 @@ def spans(title: str, rows: Sequence[tuple[str, float, float, int]], labels: Seq
             f'fill="{HUES[hue % len(HUES)]}"/>'
         )
     return _svg(title, bottom + 20, body)
+
+
+def traces(
+    title: str,
+    times: Sequence[float],
+    values: Sequence[float | None],
+    marks: Sequence[tuple[float, str, int]] = (),
+    height: float = 130,
+) -> str:
+    """One quantity over time, with moments marked by dashed lines.
+
+    Args:
+        times: of the values, ascending; they need not be even.
+        values: a ``None`` or NaN leaves a gap.
+        marks: (time, name, hue); those outside of the times are left out. A pointer shows the name.
+    """
+    body, scale, offset = _axes(height, *_range(values, zero=True), [])
+    first, last = _range(times)
+    across = (WIDTH - _LEFT - _RIGHT) / (last - first)
+    for tick in ticks(first, last, 8):
+        body += _text(_LEFT + (tick - first) * across, height - 6, short(tick), "middle", _FAINT)
+    for time, name, hue in marks:
+        if first <= time <= last:
+            x = _LEFT + (time - first) * across
+            body += (
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{height - _BOTTOM}" stroke="{HUES[hue % len(HUES)]}" '
+                f'stroke-width="1.6" stroke-dasharray="4 3"><title>{html.escape(name)}</title></line>'
+            )
+    path, pen = "", "M"
+    for time, value in zip(times, values, strict=True):
+        if value is None or not math.isfinite(value):
+            pen = "M"
+            continue
+        path += f"{pen}{_LEFT + (time - first) * across:.1f} {offset - value * scale:.1f}"
+        pen = "L"
+    body += f'<path d="{path}" fill="none" stroke="currentColor" stroke-width="1.6" stroke-linejoin="round"/>'
+    body += _text(_LEFT + 4, _TOP + 8, title, style=_FAINT)
+    return _svg(title, height, body)

@@ -1,4 +1,4 @@
-"""``smoke models``: list, show, train, promote and roll back models.
+"""``smoke models``: list, show, train, promote and roll back models, validate them on recorded fires.
 
 Belongs here: options, and how versions are shown. Does not: training, the gate and the registry themselves
 (``adapters.model_lifecycle`` and what it calls).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
@@ -219,6 +220,57 @@ def rollback(version: int | None, reason: str, as_json: bool) -> None:
       smoke models rollback 2 --reason "false alarms in the kitchens"
     """
     _tell(_registry(load_settings()).rollback(version, reason=reason), as_json)
+
+
+@models.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "--model",
+    default="champion",
+    show_default=True,
+    metavar="champion|rules|VERSION",
+    help="What scores; without a champion the start-up model is trained first.",
+)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write a report with plots (HTML).")
+@JSON_OPTION
+def validate(folder: Path, model: str, out: Path | None, as_json: bool) -> None:
+    """Run recorded fire tests through the detector, and compare it with the alarms that hung there.
+
+    DIR holds a CSV file for each test and Activation_Times.csv, as NIST publishes its home smoke alarm tests.
+
+    \b
+    Example:
+      smoke models validate nist_smoke_alarms --out report.html
+      smoke models validate nist_smoke_alarms --model rules --json | jq .won
+    """
+    from smoke_platform.adapters import external_validation, external_validation_page
+    from smoke_platform.adapters.reports import shown
+
+    console = Console(stderr=True)
+    with console.status("reading the tests") as status:
+        # Where no terminal draws the status, a line for each step says that something is under way.
+        tell = status.update if console.is_terminal else console.print
+        outcome = external_validation.run(folder, load_settings(), model, tell)
+    validation = outcome.validation
+    if outcome.ignored:
+        click.echo(f"note: no ionisation or photoelectric alarm: {', '.join(outcome.ignored)}", err=True)
+    if out is not None:
+        external_validation_page.write(validation, out, f"smoke models validate {folder} --model {model}")
+    if as_json:
+        _print_json(validation.as_dict())
+        return
+    screen = Console()
+    for title, rows in (
+        (f"Pairs: {validation.model} (seconds from ignition)", external_validation_page.pair_rows(validation)),
+        ("Shares", external_validation_page.share_rows(validation)),
+    ):
+        table = Table(title=title)
+        for name in rows[0]:
+            table.add_column(name)
+        for row in rows:
+            table.add_row(*(shown(value) for value in row.values()))
+        screen.print(table)
+    screen.print(f"fire alarms before ignition: {validation.before_ignition}")
 
 
 @models.command()

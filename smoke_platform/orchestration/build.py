@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from smoke_platform.orchestration import landing, maintenance, models, monitoring, warehouse
+from smoke_platform.orchestration import external_validation, landing, maintenance, models, monitoring, warehouse
 from smoke_platform.settings import Settings, load_settings
 
 
@@ -18,6 +18,7 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
         landing.definitions(chosen),
         warehouse.definitions(chosen),
         models.definitions(chosen),
+        external_validation.definitions(chosen),
         monitoring.definitions(chosen),
         maintenance.definitions(chosen),
     )

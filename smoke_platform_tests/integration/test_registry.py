@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from smoke_platform.adapters.external_validation import choose
 from smoke_platform.adapters.registry import Registry, publish, read_champion
 from smoke_platform.adapters.scorer import OnnxScorer
 from smoke_platform.adapters.scorer import read_champion as read_for_scoring
@@ -44,6 +45,16 @@ def test_the_scorer_takes_what_the_registry_publishes(store: Registry) -> None:
     """Detector and API must be able to use a champion as it comes from the registry."""
     scorer = OnnxScorer.load(store.models_dir, read_for_scoring(store.models_dir))
     assert scorer.version == str(store.champion()["version"])  # type: ignore[index]  # the fixture made one
+
+
+def test_any_version_can_be_validated_before_it_is_champion(store: Registry) -> None:
+    """Or a candidate must be promoted to learn what it is worth on recorded fires."""
+    settings = store._settings
+    scorer = choose(settings, "3")
+    assert isinstance(scorer, OnnxScorer)
+    assert (scorer.version, scorer.threshold) == ("3", small_model().manifest["threshold"])
+    with pytest.raises(SmokeError, match="99"):
+        choose(settings, "99")
 
 
 def test_versions_come_with_what_is_known_of_them(store: Registry) -> None:

@@ -76,6 +76,7 @@ def test_one_graph_leads_from_the_topic_to_every_report(definitions):
         names.TRAINING_EXAMPLES,
         names.CANDIDATE_MODEL,
         names.CHAMPION_MODEL,
+        names.EXTERNAL_VALIDATION,
         names.DRIFT_REPORT,
         names.DATA_QUALITY,
         names.MODEL_PERFORMANCE,

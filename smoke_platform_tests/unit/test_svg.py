@@ -21,6 +21,7 @@ FIGURES = {
     "matrix": svg.matrix("matrix", ["a", "b", "c"], {("a", "b"): -0.5, ("c", "a"): 0.25}),
     "intervals": svg.intervals("intervals", [("a", -1.0, 0.5, 2.0, True), ("b", -math.inf, 0.0, math.inf, False)]),
     "spans": svg.spans("spans", [("a", 0.0, 10.0, 0), ("b", 5.0, 5.0, 7)], [(5.0, "noon"), (99.0, "outside")]),
+    "traces": svg.traces("traces", [0.0, 5.0, 20.0], [0.0, None, 2.0], [(10.0, "<alarm>", 1), (99.0, "outside", 0)]),
 }
 
 
@@ -61,3 +62,12 @@ def test_ticks_are_round_and_inside() -> None:
         "0.051",
         "-20",
     ]
+
+
+def test_a_mark_stands_at_its_moment() -> None:
+    """Or an alarm seems to come before the smoke that raised it; one outside would be drawn over text."""
+    root = ElementTree.fromstring(FIGURES["traces"])  # noqa: S314
+    marks = [line for line in root.iter(f"{SVG}line") if line.find(f"{SVG}title") is not None]
+    path = next(root.iter(f"{SVG}path")).attrib["d"]
+    first, last = (float(part.split()[0]) for part in path.split("M")[1:])
+    assert [float(mark.attrib["x1"]) for mark in marks] == [pytest.approx((first + last) / 2, abs=0.1)]
