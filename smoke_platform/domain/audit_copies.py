@@ -1,0 +1,319 @@
+"""Recordings that are there twice: row for row, or moved, stretched, rescaled and with noise put over them.
+
+Belongs here: the findings of the family ``duplicates``, and which recordings are one piece of evidence. Does not: exact
+copies themselves (``domain.history_copies``, which the weekly history uses too).
+
+A near-copy has no equal reading, so it is found by its movement: of each recording the steps from one mean of
+``BLOCK_ROWS`` readings to the next, of one sensor a family, clipped so that a single fire does not decide; two
+recordings are laid beside each other at every shift (by Fourier transform), and Pearson's r over what overlaps is read
+off. What two rooms share (weather, time of day) is slow and leaves the steps uncorrelated; a copy has r near 1 in every
+family of sensors at one and the same shift. Gain and offset of a sensor do not matter to r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from smoke_platform.domain.audit_findings import Finding, named
+from smoke_platform.domain.history_copies import Copy, copies_among
+from smoke_platform.domain.history_summary import row_hashes
+from smoke_platform.domain.readings import ALL_SENSOR_NAMES, SENSOR_NAMES
+
+#: Stretches that are compared row by row; a set with more copies is refused without counting them all.
+MOST_COMPARED: Final = 60
+#: One sensor for each thing that is sensed: those of one chip say the same and are no independent witnesses.
+WITNESSES: Final = ("temperature_c", "humidity_pct", "raw_ethanol", "pressure_hpa", "pm2_5")
+#: A quarter of a minute at 1 Hz: noise that was put over a copy is averaged to a quarter, movement is kept.
+BLOCK_ROWS: Final = 16
+#: Steps that overlap at least; with fewer, r of 0.6 comes by chance.
+LEAST_STEPS: Final = 60
+#: Noise as large as the sensor's own, put over a copy, leaves r at 0.7; independent recordings stay below 0.4.
+LEAST_R: Final = 0.6
+#: r by mean energies, below which it is not computed; half of the energy of what overlaps may be elsewhere.
+ROUGH_R: Final = 0.45
+#: Families of sensors that must agree at one shift. Two rooms of one house may share two of them.
+LEAST_WITNESSES: Final = 3
+#: Steps count up to so many of their usual sizes.
+CLIP: Final = 3.0
+#: A witness that stands still in more than half of its steps is none.
+LEAST_MOVING: Final = 0.5
+#: Blocks of a recording that are looked at: 18 hours at 1 Hz.
+MOST_BLOCKS: Final = 4096
+#: Pairs of recordings that are laid beside each other: those of 78.
+MOST_PAIRS: Final = 3003
+#: The second recording played at so many times the first one's pace, as rows of a block; and where blocks begin.
+_PACES: Final = ((1, 1), (2, 1), (1, 2))
+_PHASES: Final = (0, BLOCK_ROWS // 2)
+#: Equal readings of different recordings count as copied rows from this share of a recording on: chance makes fewer.
+LEAST_COPIED_SHARE: Final = 0.005
+#: A reading with fewer measured sensors is equal to others by chance.
+LEAST_MEASURED: Final = 6
+
+_Floats = npt.NDArray[np.float64]
+
+
+@dataclass
+class Duplicates:
+    """What is there twice.
+
+    Attributes:
+        group: recording -> the recording whose evidence it is; its own name where it repeats none.
+        limits: what was not compared, in sentences.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    group: dict[str, str] = field(default_factory=dict)
+    limits: list[str] = field(default_factory=list)
+
+    def join(self, one: str, other: str) -> None:
+        """Makes two recordings one piece of evidence."""
+        old, new = self.group[other], self.group[one]
+        self.group = {name: new if group == old else group for name, group in self.group.items()}
+
+
+def duplicates(frame: pl.DataFrame) -> Duplicates:
+    """Copies of recordings, near-copies, and rows that several recordings share.
+
+    Args:
+        frame: ``recording, event_time, fire_alarm, place``, all sensors and optionally ``row_index``; each recording's
+            rows one after the other, in order of time.
+    """
+    found = Duplicates(group={name: name for name in frame["recording"].unique().sort().to_list()})
+    renamed = frame.select(
+        "event_time", "fire_alarm", *ALL_SENSOR_NAMES, source=pl.lit("audit"), device_id=pl.col("recording")
+    )
+    copies, left = copies_among(renamed, MOST_COMPARED)
+    if left:
+        found.limits.append(f"{left:,} more stretches look like copies and were not compared.")
+    for copy in copies:
+        found.findings.append(_copied(copy, frame))
+        found.join(copy.first_device, copy.copy_device)
+    for near in _near_copies(frame, found):
+        found.findings.append(near[0])
+        found.join(*near[1])
+    found.findings += _copied_rows(frame, found)
+    return found
+
+
+# -- row for row -------------------------------------------------------------------------------------------------
+
+
+def _copied(copy: Copy, frame: pl.DataFrame) -> Finding:
+    itself = copy.first_device == copy.copy_device
+    low, high = (lag.total_seconds() for lag in copy.lag)
+    of_copy = frame.filter(pl.col("recording") == copy.copy_device).height
+    differing = ["time", *copy.differing] if (low, high) != (0, 0) else list(copy.differing)
+    what = "a part of itself" if itself else copy.first_device
+    return Finding(
+        "duplicates",
+        "copied_recording",
+        "blocking",
+        f"{copy.copy_device} repeats {what} row for row: {copy.rows:,} readings are equal in all but "
+        f"{' and '.join(differing) or 'the name'}",
+        {
+            "first": _place(frame, copy.first_device, copy.first_from, copy.first_to),
+            "copy": _place(frame, copy.copy_device, copy.copy_from, copy.copy_to),
+            "rows": copy.rows,
+            "share_of_the_copy": copy.rows / of_copy,
+            "labels_equal": copy.labels_equal if copy.labels_equal is not None else "unlabelled",
+            "equal_in": list(copy.agreeing),
+            "lag_s": low if low == high else [low, high],
+        },
+        "A copy is no second piece of evidence: with one half of it in training and the other in validation a model is "
+        "asked what it has just been told.",
+        (copy.first_device, copy.copy_device),
+        copy.rows,
+    )
+
+
+def _place(frame: pl.DataFrame, recording: str, begin: datetime, end: datetime) -> str:
+    """Where a stretch is: its rows in the file where there is one, and its times."""
+    rows = ""
+    if "row_index" in frame.columns:
+        span = frame.filter(
+            pl.col("recording") == recording, pl.col("event_time").is_between(pl.lit(begin), pl.lit(end))
+        )["row_index"]
+        rows = f"rows {span.min()}-{span.max()}, "
+    return f"{recording} ({rows}{begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC)"
+
+
+def _copied_rows(frame: pl.DataFrame, known: Duplicates) -> list[Finding]:
+    """Equal readings in recordings that are not known to be copies of one another."""
+    matrix = frame.select(SENSOR_NAMES).to_numpy().astype(np.float64, copy=False)
+    telling = (~np.isnan(matrix)).sum(axis=1) >= LEAST_MEASURED
+    names = list(known.group)
+    rows = frame.select(
+        "recording",
+        group=pl.col("recording").replace_strict(names, [known.group[name] for name in names], return_dtype=pl.String),
+    ).with_columns(hash=pl.Series(row_hashes(matrix)))
+    shared = rows.filter(pl.Series(telling)).filter(pl.col("group").n_unique().over("hash") > 1)
+    if shared.is_empty():
+        return []
+    sizes = frame["recording"].value_counts(name="size")
+    counted = shared["recording"].value_counts(name="shared").join(sizes, on="recording")
+    many = counted.filter(pl.col("shared") >= LEAST_COPIED_SHARE * pl.col("size")).sort("shared", descending=True)
+    if many.height < 2:
+        return []
+    concerned, total = many["recording"].to_list(), int(many["shared"].sum())
+    return [
+        Finding(
+            "duplicates",
+            "copied_rows",
+            "blocking",
+            f"{total:,} readings of {named(concerned)} stand in several recordings, equal in every sensor",
+            {"rows": total, "share_of_largest": float(many["shared"][0] / many["size"][0]), "recordings": concerned},
+            "Rows that are in training and in validation are remembered, not understood.",
+            tuple(concerned),
+            total,
+        )
+    ]
+
+
+# -- by movement -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Movement:
+    """Steps of one recording, for one size and beginning of the blocks: ``[witnesses, steps]``, still ones 0."""
+
+    steps: _Floats
+    spectrum: npt.NDArray[np.complex128]
+    squares: _Floats
+    ones: _Floats
+
+
+def _near_copies(frame: pl.DataFrame, known: Duplicates) -> Iterator[tuple[Finding, tuple[str, str]]]:
+    first_of = sorted(set(known.group.values()))
+    sizes = dict(frame["recording"].value_counts().iter_rows())
+    longest = sorted((name for name in first_of if sizes[name] >= BLOCK_ROWS * (LEAST_STEPS + 1)), key=_by_size(sizes))
+    most = int((1 + np.sqrt(1 + 8 * MOST_PAIRS)) / 2)
+    if len(longest) > most:
+        known.limits.append(
+            f"Near-copies were looked for among the {most} longest of {len(longest)} independent recordings."
+        )
+    chosen = sorted(longest[:most])
+    if len(chosen) < 2:
+        return
+    parts = frame.select("recording", *WITNESSES).partition_by("recording", as_dict=True, include_key=False)
+    matrices = [parts[name,].to_numpy().astype(np.float64)[: MOST_BLOCKS * BLOCK_ROWS] for name in chosen]
+    length = 2 ** int(np.ceil(np.log2(2 * max(len(matrix) for matrix in matrices) / BLOCK_ROWS + 2)))
+    for one, other, best in _alike(matrices, length):
+        yield _near(chosen[one], chosen[other], best, sizes), (chosen[one], chosen[other])
+
+
+def _by_size(sizes: Mapping[str, int]) -> Any:
+    return lambda name: (-sizes[name], name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Best:
+    """The shift at which two recordings move most alike: r of each witness, ``nan`` where it tells nothing."""
+
+    witnesses: int
+    r: _Floats
+    shift_rows: int
+    steps: int
+    pace: float
+
+
+def _alike(matrices: Sequence[_Floats], length: int) -> Iterator[tuple[int, int, _Best]]:
+    """Pairs of recordings that move alike in enough witnesses."""
+    best: dict[tuple[int, int], _Best] = {}
+    for first_pace, second_pace in _PACES:
+        for phase in _PHASES if first_pace == second_pace else (0,):
+            firsts = [_movement(matrix, BLOCK_ROWS * first_pace, 0, length) for matrix in matrices]
+            seconds = [_movement(matrix, BLOCK_ROWS * second_pace, phase, length) for matrix in matrices]
+            for one, first in enumerate(firsts):
+                for other in range(one + 1, len(seconds)):
+                    found = _laid(first, seconds[other], first_pace, second_pace, phase)
+                    before = best.get((one, other))
+                    if found is not None and (before is None or np.nansum(found.r) > np.nansum(before.r)):
+                        best[one, other] = found
+    for (one, other), found in sorted(best.items()):
+        yield one, other, found
+
+
+def _movement(matrix: _Floats, rows: int, phase: int, length: int) -> _Movement:
+    blocks = (len(matrix) - phase) // rows
+    cut = matrix[phase : phase + blocks * rows].reshape(blocks, rows, -1)
+    present = ~np.isnan(cut)
+    means = np.where(present, cut, 0.0).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
+    steps = np.diff(means, axis=0).T
+    known = present.any(axis=1)
+    steps[~(known[1:] & known[:-1]).T] = 0.0
+    moving = (steps != 0).mean(axis=1) >= LEAST_MOVING
+    steps[~moving] = 0.0
+    usual = np.ones(len(steps))
+    for place in np.flatnonzero(moving):
+        usual[place] = np.median(np.abs(steps[place][steps[place] != 0]))
+    steps = np.clip(steps / usual[:, None], -CLIP, CLIP)
+    used = (steps != 0).astype(np.float64)
+    # Still steps are left out of r altogether, so that what overlaps is what both have.
+    return _Movement(steps, _rfft(steps, length), _rfft(steps * steps, length), _rfft(used, length))
+
+
+def _rfft(values: _Floats, length: int) -> Any:
+    return np.fft.rfft(values, length, axis=-1).astype(np.complex128)
+
+
+def _laid(first: _Movement, second: _Movement, first_pace: int, second_pace: int, phase: int) -> _Best | None:
+    """The best shift of the second along the first, ``None`` where no shift makes enough witnesses agree."""
+    length = 2 * (first.spectrum.shape[-1] - 1)
+    products = np.fft.irfft(first.spectrum * np.conj(second.spectrum), length, axis=-1)
+    if not _promising(first, second, products):
+        return None
+    both = np.fft.irfft(first.ones * np.conj(second.ones), length, axis=-1)
+    energy = np.fft.irfft(first.squares * np.conj(second.ones), length, axis=-1)
+    other = np.fft.irfft(first.ones * np.conj(second.squares), length, axis=-1)
+    enough = both >= LEAST_STEPS
+    scale = np.sqrt(np.maximum(energy, 1e-9) * np.maximum(other, 1e-9))
+    r = np.where(enough, products / scale, np.nan)
+    agreeing = (r >= LEAST_R).sum(axis=0)
+    if agreeing.max() < LEAST_WITNESSES:
+        return None
+    place = int(np.argmax(np.where(agreeing == agreeing.max(), np.nansum(r, axis=0), -np.inf)))
+    shift = place if place < length // 2 else place - length
+    rows = shift * BLOCK_ROWS * first_pace - phase
+    return _Best(int(agreeing[place]), r[:, place], rows, int(both[:, place].max()), first_pace / second_pace)
+
+
+def _promising(first: _Movement, second: _Movement, products: _Floats) -> bool:
+    """Whether r may be high enough somewhere, by the mean energy in place of that of what overlaps: four times as quick
+    as to compute r."""
+    here, there, length = first.steps.shape[1], second.steps.shape[1], products.shape[1]
+    shift = np.arange(length)
+    shift[length // 2 :] -= length
+    overlap = np.minimum(here, there + shift) - np.maximum(0, shift)
+    energy = np.sqrt((first.steps**2).mean(axis=1) * (second.steps**2).mean(axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rough = products / (energy[:, None] * overlap)
+    rough[:, overlap < LEAST_STEPS] = 0.0
+    return int((rough >= ROUGH_R).sum(axis=0).max()) >= LEAST_WITNESSES
+
+
+def _near(first: str, copy: str, best: _Best, sizes: Mapping[str, int]) -> Finding:
+    agreeing = {name: float(r) for name, r in zip(WITNESSES, best.r, strict=True) if r >= LEAST_R}
+    pace = "" if best.pace == 1 else f", played at {best.pace:g} times the pace"
+    shift = f", {abs(best.shift_rows)} rows apart" if best.shift_rows else ""
+    return Finding(
+        "duplicates",
+        "near_copy",
+        "blocking",
+        f"{copy} moves as {first} does{pace}{shift}: {named(list(agreeing))} take the same steps",
+        {
+            **{f"r_of_{name}": r for name, r in agreeing.items()},
+            "steps_compared": best.steps,
+            "shift_rows": best.shift_rows,
+            "pace": best.pace,
+        },
+        "One is the other, altered: noise, gain or pace make it look new, and a split over the two measures memory.",
+        (first, copy),
+        min(sizes[first], sizes[copy]),
+    )
