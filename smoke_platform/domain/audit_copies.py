@@ -3,11 +3,12 @@
 Belongs here: the findings of the family ``duplicates``, and which recordings are one piece of evidence. Does not: exact
 copies themselves (``domain.history_copies``, which the weekly history uses too).
 
-A near-copy has no equal reading, so it is found by its movement: of each recording the steps from one mean of
-``BLOCK_ROWS`` readings to the next, of one sensor a family, clipped so that a single fire does not decide; two
-recordings are laid beside each other at every shift (by Fourier transform), and Pearson's r over what overlaps is read
-off. What two rooms share (weather, time of day) is slow and leaves the steps uncorrelated; a copy has r near 1 in every
-family of sensors at one and the same shift. Gain and offset of a sensor do not matter to r.
+A near-copy has no equal reading, so it is found by its movement. Of each recording the steps from one mean of
+``BLOCK_ROWS`` readings to the next are taken, for some sensors that sense different things, and of each step what the
+steps before it did not foretell (an autoregression, fitted by least squares): what is left of independent recordings is
+white noise, whatever slow habits their rooms share. Two recordings are laid beside each other at every shift (by Fourier
+transform) and Pearson's r over what overlaps is read off. A copy has a high r in several sensors at one and the same
+shift, also with another gain and offset, at twice or half the pace, and under noise of the size of the sensor's own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
@@ -30,21 +32,22 @@ from smoke_platform.domain.readings import ALL_SENSOR_NAMES, SENSOR_NAMES
 MOST_COMPARED: Final = 60
 #: One sensor for each thing that is sensed: those of one chip say the same and are no independent witnesses.
 WITNESSES: Final = ("temperature_c", "humidity_pct", "raw_ethanol", "pressure_hpa", "pm2_5")
-#: A quarter of a minute at 1 Hz: noise that was put over a copy is averaged to a quarter, movement is kept.
-BLOCK_ROWS: Final = 16
-#: Steps that overlap at least; with fewer, r of 0.6 comes by chance.
-LEAST_STEPS: Final = 60
-#: Noise as large as the sensor's own, put over a copy, leaves r at 0.7; independent recordings stay below 0.4.
-LEAST_R: Final = 0.6
-#: r by mean energies, below which it is not computed; half of the energy of what overlaps may be elsewhere.
-ROUGH_R: Final = 0.45
-#: Families of sensors that must agree at one shift. Two rooms of one house may share two of them.
+#: Long enough to average added noise, short enough that a recording of half an hour has steps to tell it by.
+BLOCK_ROWS: Final = 8
+#: Steps that overlap at least: with fewer, high values of r come by chance.
+LEAST_STEPS: Final = 100
+#: Copies under noise as large as the sensor's own have an r of 0.5 and more; of 66 pairs of independent recordings none
+#: had three sensors above 0.25.
+LEAST_R: Final = 0.4
+#: Sensors that must agree at one shift.
 LEAST_WITNESSES: Final = 3
-#: Steps count up to so many of their usual sizes.
+#: What is left of a step counts up to so many of its usual sizes, so that a single fire does not decide.
 CLIP: Final = 3.0
+#: Steps that the autoregression looks back.
+LOOK_BACK: Final = 6
 #: A witness that stands still in more than half of its steps is none.
 LEAST_MOVING: Final = 0.5
-#: Blocks of a recording that are looked at: 18 hours at 1 Hz.
+#: Blocks of a recording that are looked at: 9 hours at 1 Hz.
 MOST_BLOCKS: Final = 4096
 #: Pairs of recordings that are laid beside each other: those of 78.
 MOST_PAIRS: Final = 3003
@@ -140,7 +143,7 @@ def _place(frame: pl.DataFrame, recording: str, begin: datetime, end: datetime) 
         span = frame.filter(
             pl.col("recording") == recording, pl.col("event_time").is_between(pl.lit(begin), pl.lit(end))
         )["row_index"]
-        rows = f"rows {span.min()}-{span.max()}, "
+        rows = f"rows {int(span[0])}-{int(span[-1])}, "
     return f"{recording} ({rows}{begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} UTC)"
 
 
@@ -179,14 +182,13 @@ def _copied_rows(frame: pl.DataFrame, known: Duplicates) -> list[Finding]:
 # -- by movement -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Movement:
-    """Steps of one recording, for one size and beginning of the blocks: ``[witnesses, steps]``, still ones 0."""
+    """What a recording's steps did not foretell, ``[witnesses, steps]``: its spectrum, usual size, and how many."""
 
-    steps: _Floats
     spectrum: npt.NDArray[np.complex128]
-    squares: _Floats
-    ones: _Floats
+    size: _Floats
+    steps: int
 
 
 def _near_copies(frame: pl.DataFrame, known: Duplicates) -> Iterator[tuple[Finding, tuple[str, str]]]:
@@ -214,9 +216,8 @@ def _by_size(sizes: Mapping[str, int]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Best:
-    """The shift at which two recordings move most alike: r of each witness, ``nan`` where it tells nothing."""
+    """The shift at which two recordings move most alike: r of each witness, the second's rows behind the first's."""
 
-    witnesses: int
     r: _Floats
     shift_rows: int
     steps: int
@@ -226,76 +227,59 @@ class _Best:
 def _alike(matrices: Sequence[_Floats], length: int) -> Iterator[tuple[int, int, _Best]]:
     """Pairs of recordings that move alike in enough witnesses."""
     best: dict[tuple[int, int], _Best] = {}
-    for first_pace, second_pace in _PACES:
-        for phase in _PHASES if first_pace == second_pace else (0,):
-            firsts = [_movement(matrix, BLOCK_ROWS * first_pace, 0, length) for matrix in matrices]
-            seconds = [_movement(matrix, BLOCK_ROWS * second_pace, phase, length) for matrix in matrices]
-            for one, first in enumerate(firsts):
-                for other in range(one + 1, len(seconds)):
-                    found = _laid(first, seconds[other], first_pace, second_pace, phase)
-                    before = best.get((one, other))
-                    if found is not None and (before is None or np.nansum(found.r) > np.nansum(before.r)):
-                        best[one, other] = found
+    for first_blocks, second_blocks in _PACES:
+        for phase in _PHASES if first_blocks == second_blocks else (0,):
+            rows = BLOCK_ROWS * first_blocks
+            firsts = [_movement(matrix, rows, 0, length) for matrix in matrices]
+            seconds = [_movement(matrix, BLOCK_ROWS * second_blocks, phase, length) for matrix in matrices]
+            for one, other in combinations(range(len(matrices)), 2):
+                found = _laid(firsts[one], seconds[other], first_blocks / second_blocks, phase, rows)
+                before = best.get((one, other))
+                if found is not None and (before is None or found.r.sum() > before.r.sum()):
+                    best[one, other] = found
     for (one, other), found in sorted(best.items()):
         yield one, other, found
 
 
 def _movement(matrix: _Floats, rows: int, phase: int, length: int) -> _Movement:
-    blocks = (len(matrix) - phase) // rows
+    blocks = max(0, len(matrix) - phase) // rows
     cut = matrix[phase : phase + blocks * rows].reshape(blocks, rows, -1)
     present = ~np.isnan(cut)
     means = np.where(present, cut, 0.0).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
-    steps = np.diff(means, axis=0).T
-    known = present.any(axis=1)
-    steps[~(known[1:] & known[:-1]).T] = 0.0
-    moving = (steps != 0).mean(axis=1) >= LEAST_MOVING
-    steps[~moving] = 0.0
-    usual = np.ones(len(steps))
-    for place in np.flatnonzero(moving):
-        usual[place] = np.median(np.abs(steps[place][steps[place] != 0]))
-    steps = np.clip(steps / usual[:, None], -CLIP, CLIP)
-    used = (steps != 0).astype(np.float64)
-    # Still steps are left out of r altogether, so that what overlaps is what both have.
-    return _Movement(steps, _rfft(steps, length), _rfft(steps * steps, length), _rfft(used, length))
+    known = np.asarray(present.any(axis=1))
+    steps = np.where(known[1:] & known[:-1], np.diff(means, axis=0), 0.0).T
+    left = np.stack([_unforetold(witness) for witness in steps])
+    return _Movement(np.fft.rfft(left, length, axis=-1), np.sqrt((left**2).mean(axis=1)), left.shape[1])
 
 
-def _rfft(values: _Floats, length: int) -> Any:
-    return np.fft.rfft(values, length, axis=-1).astype(np.complex128)
+def _unforetold(steps: _Floats) -> _Floats:
+    """What of each step the ones before it do not foretell, in usual sizes; zeros where the sensor stands still."""
+    left = np.zeros(len(steps))
+    moving = steps != 0
+    if len(steps) < LEAST_STEPS or moving.mean() < LEAST_MOVING:
+        return left
+    scaled = np.clip(steps / np.median(np.abs(steps[moving])), -2 * CLIP, 2 * CLIP)
+    before = np.stack([scaled[LOOK_BACK - back : -back] for back in range(1, LOOK_BACK + 1)], axis=1)
+    now = scaled[LOOK_BACK:]
+    rest = now - before @ np.linalg.lstsq(before, now, rcond=None)[0]
+    # 1.4826 times the median absolute deviation is the standard deviation of normal noise.
+    left[LOOK_BACK:] = np.clip(rest / max(1.4826 * float(np.median(np.abs(rest))), 1e-9), -CLIP, CLIP)
+    return left
 
 
-def _laid(first: _Movement, second: _Movement, first_pace: int, second_pace: int, phase: int) -> _Best | None:
+def _laid(first: _Movement, second: _Movement, pace: float, phase: int, block: int) -> _Best | None:
     """The best shift of the second along the first, ``None`` where no shift makes enough witnesses agree."""
     length = 2 * (first.spectrum.shape[-1] - 1)
-    products = np.fft.irfft(first.spectrum * np.conj(second.spectrum), length, axis=-1)
-    if not _promising(first, second, products):
-        return None
-    both = np.fft.irfft(first.ones * np.conj(second.ones), length, axis=-1)
-    energy = np.fft.irfft(first.squares * np.conj(second.ones), length, axis=-1)
-    other = np.fft.irfft(first.ones * np.conj(second.squares), length, axis=-1)
-    enough = both >= LEAST_STEPS
-    scale = np.sqrt(np.maximum(energy, 1e-9) * np.maximum(other, 1e-9))
-    r = np.where(enough, products / scale, np.nan)
-    agreeing = (r >= LEAST_R).sum(axis=0)
-    if agreeing.max() < LEAST_WITNESSES:
-        return None
-    place = int(np.argmax(np.where(agreeing == agreeing.max(), np.nansum(r, axis=0), -np.inf)))
-    shift = place if place < length // 2 else place - length
-    rows = shift * BLOCK_ROWS * first_pace - phase
-    return _Best(int(agreeing[place]), r[:, place], rows, int(both[:, place].max()), first_pace / second_pace)
-
-
-def _promising(first: _Movement, second: _Movement, products: _Floats) -> bool:
-    """Whether r may be high enough somewhere, by the mean energy in place of that of what overlaps: four times as quick
-    as to compute r."""
-    here, there, length = first.steps.shape[1], second.steps.shape[1], products.shape[1]
     shift = np.arange(length)
     shift[length // 2 :] -= length
-    overlap = np.minimum(here, there + shift) - np.maximum(0, shift)
-    energy = np.sqrt((first.steps**2).mean(axis=1) * (second.steps**2).mean(axis=1))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rough = products / (energy[:, None] * overlap)
-    rough[:, overlap < LEAST_STEPS] = 0.0
-    return int((rough >= ROUGH_R).sum(axis=0).max()) >= LEAST_WITNESSES
+    overlap = np.minimum(first.steps, second.steps + shift) - np.maximum(0, shift)
+    products = np.fft.irfft(first.spectrum * np.conj(second.spectrum), length, axis=-1)
+    r = products / (np.maximum(first.size * second.size, 1e-9)[:, None] * np.maximum(overlap, 1))
+    agreeing = ((r >= LEAST_R) & (overlap >= LEAST_STEPS)).sum(axis=0)
+    if agreeing.max() < LEAST_WITNESSES:
+        return None
+    place = int(np.argmax(np.where(agreeing == agreeing.max(), r.sum(axis=0), -np.inf)))
+    return _Best(r[:, place], int(shift[place]) * block - phase, int(overlap[place]), pace)
 
 
 def _near(first: str, copy: str, best: _Best, sizes: Mapping[str, int]) -> Finding:

@@ -26,7 +26,7 @@ GAS_LIMIT_PPB: Final = 60_000.0
 LINGERS_S: Final = 3_600.0
 #: Share of the quiet rows with smoke and gas at their ends, far from any fire, from which on the label is wrong.
 UNLABELLED_SMOKE_SHARE: Final = 0.5
-#: The chance that a fire row has more smoke than a quiet row of its recording: 1/2 where they know nothing of each other;
+#: The chance that a fire row has more smoke than a quiet row of its recording, 1/2 where neither knows of the other:
 #: below this the label moves against the smoke.
 AGAINST_SMOKE: Final = 0.4
 #: Labels that fit smoke better by at least so much of that chance, ...
@@ -138,8 +138,8 @@ def _moved(frame: pl.DataFrame) -> Iterator[Finding]:
             "physics",
             "label_against_smoke",
             "blocking",
-            f"The label moves against the smoke: a row labelled fire has more PM2.5 than a quiet row of its recording with "
-            f"a chance of {now:.2f}, less than a half",
+            f"The label moves against the smoke: a row labelled fire has more PM2.5 than a quiet row of its recording "
+            f"with a chance of {now:.2f}, less than a half",
             {"chance_of_more_smoke": now, "fires": smoke.fires},
             "Inverted or meaningless labels: a model that fits them calls smoke quiet.",
             rows=smoke.rows,
@@ -157,7 +157,7 @@ def _moved(frame: pl.DataFrame) -> Iterator[Finding]:
         "physics",
         "label_delayed" if delay > 0 else "label_early",
         "blocking",
-        f"The label fits the smoke {abs(delay) / 60:.0f} minutes {'earlier' if delay > 0 else 'later'} than it is given",
+        f"The label fits the smoke {abs(delay) / 60:.0f} minutes {'earlier' if delay > 0 else 'later'} than it given",
         {"chance_of_more_smoke": now, "moved_by_that_much": known[delay], "minutes": delay / 60, "fires": smoke.fires},
         "Clocks of labels and readings differ: the first minutes of each fire, which decide, are labelled wrongly.",
         rows=smoke.rows,
@@ -167,8 +167,8 @@ def _moved(frame: pl.DataFrame) -> Iterator[Finding]:
 class _Smoke:
     """How well labels, moved along their recordings, go with smoke.
 
-    Ranks of PM2.5 within each recording, so that one with foul air does not decide for all; the chance is the area under
-    the ROC curve by Mann and Whitney's U, each recording weighing as much as it has fire rows.
+    Ranks of PM2.5 within each recording, so that one with foul air does not decide for all; the chance is the area
+    under the ROC curve by Mann and Whitney's U, each recording weighing as much as it has fire rows.
     """
 
     def __init__(self, frame: pl.DataFrame) -> None:

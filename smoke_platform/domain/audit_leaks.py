@@ -4,10 +4,10 @@ Belongs here: the columns, the one-dimensional classifier, its two ways of valid
 scores are a finding. Does not: which recordings are copies of each other (``audit_copies``), models that are meant
 (``adapters.trainer``).
 
-The classifier cuts a column into at most ``MOST_INTERVALS`` intervals, as a decision tree with one feature does (Breiman
-and others, Classification and Regression Trees, 1984: best first, Gini impurity), with both classes weighted alike. Its
-score is balanced accuracy, the mean of the shares of fire and of quiet rows that it gets right, so that 0.5 is chance
-however rare fires are.
+The classifier cuts a column into at most ``MOST_INTERVALS`` intervals, as a decision tree with one feature does
+(Breiman and others, Classification and Regression Trees, 1984: best first, Gini impurity), with both classes weighted
+alike. Its score is balanced accuracy, the mean of the shares of fire and of quiet rows that it gets right, so that 0.5
+is chance however rare fires are.
 
 Values are counted into bins once; whatever is fitted and judged after that are counts, so that cross-validation costs a
 pass over the rows and no more.
@@ -28,7 +28,7 @@ from smoke_platform.domain.readings import ALL_SENSOR_NAMES
 
 #: Rows that cheaters are fitted to and judged on, a regular sample of all.
 MOST_ROWS: Final = 200_000
-#: Three intervals of time reproduce the label of the public recordings; eight can mark four fires, so that a clock can't
+#: Three intervals of time reproduce the label of the public recordings; eight can mark four fires, so that no clock can
 #: learn by heart a set with enough of them.
 MOST_INTERVALS: Final = 8
 #: A value's place is known to a thousandth of the rows; finer would only resolve where exactly a label switches.
@@ -48,8 +48,8 @@ RECOGNISER_RANDOM: Final = 0.75
 RECOGNISER_HELD_OUT: Final = 0.6
 #: ... and has lost at least 0.2 between the two.
 RECOGNISER_LOSS: Final = 0.2
-#: Times that labels are shuffled or turned; a score above all 19 has a chance of 1 in 20 by itself, and is asked only of
-#: columns whose score is high already.
+#: Times that labels are shuffled or turned; a score above all 19 has a chance of 1 in 20 by itself, and is asked only
+#: of columns whose score is high already.
 PERMUTATIONS: Final = 19
 PERMUTATION_SEED: Final = 20_220_609
 
@@ -127,7 +127,7 @@ def _with_chance(
     chance: np.random.Generator,
 ) -> CheaterScore:
     """The score with its chance levels, which are asked only where it is high enough to matter."""
-    if score.random >= min(LEAK_RANDOM, RECOGNISER_RANDOM):
+    if score.random >= (RECOGNISER_RANDOM if score.physical else LEAK_RANDOM):
         most = max(_validated(column, chance.permutation(label), random) for _ in range(PERMUTATIONS))
         score = replace(score, shuffled=most)
     if held_out is not None and score.held_out is not None and not score.physical and score.held_out >= LEAK_HELD_OUT:
@@ -183,8 +183,8 @@ def _leak(score: CheaterScore, best: CheaterScore | None, rows: int) -> Finding:
         "leaks",
         score.column,
         "blocking",
-        f"{name} alone tells the label: at most {MOST_INTERVALS} intervals of it get {right:.1%} of fire and quiet rows "
-        "right, and no fire moves it",
+        f"{name} alone tells the label: at most {MOST_INTERVALS} intervals of it get {right:.1%} of fire and quiet "
+        "rows right, and no fire moves it",
         evidence,
         f"A model that sees {name}, or anything that goes with it, recognises when and where a row was taken; its "
         "figures say nothing about fires.",

@@ -107,19 +107,21 @@ def stuck(frame: pl.DataFrame) -> list[Finding]:
     """
     found = []
     for name in RESTLESS_SENSORS:
+        ends = SENSOR_BY_NAME[name].low, SENSOR_BY_NAME[name].high
         present = frame.select("recording", value=pl.col(name)).filter(pl.col("value").is_not_null())
         runs = (
             present.with_columns(run=pl.struct("recording", "value").rle_id())
             .group_by("run", maintain_order=True)
             .agg(pl.first("recording"), pl.first("value"), pl.len().alias("length"))
-            .filter(pl.col("length") >= LEAST_STUCK_ROWS)
+            # At the end of its range a sensor rests, as humidity does in steam.
+            .filter((pl.col("length") >= LEAST_STUCK_ROWS) & pl.col("value").is_between(*ends, closed="none"))
         )
         if runs.is_empty():
             continue
         whole = (
             present.group_by("recording")
             .agg(pl.col("value").n_unique().alias("values"), pl.len().alias("length"))
-            .filter((pl.col("values") == 1) & (pl.col("length") >= LEAST_STUCK_ROWS))
+            .filter((pl.col("values") == 1) & pl.col("recording").is_in(runs["recording"].to_list()))
         )
         found.append(_stood(name, runs, whole["recording"].sort().to_list(), present.height))
     return found

@@ -222,8 +222,8 @@ def copies_among(readings: pl.DataFrame, most: int) -> tuple[list[Copy], int]:
             left += 1
             continue
         most -= 1
-        sides = (devices[row[f"{which}_source"], row[f"{which}_device"]] for which in ("first", "copy"))
-        copy = compare(*sides, row)
+        first, later = (devices[row[f"{which}_source"], row[f"{which}_device"]] for which in ("first", "copy"))
+        copy = compare(first, later, row)
         found += [] if copy is None else [copy]
     return found, left
 
