@@ -236,8 +236,8 @@ def _hours(row: RecordingRow, moment: datetime) -> float:
 
 
 def _copies(report: AuditReport) -> Section:
-    pairs = [found for found in report.of("duplicates") if len(found.recordings) == 2]
     span = {row.name: (row.begin.timestamp(), row.end.timestamp()) for row in report.recordings}
+    pairs = [one for one in report.of("duplicates") if len(one.recordings) == 2 and set(one.recordings) <= set(span)]
     bars = [
         (f"{name}{' (copy)' if place else ''}", *span[name], number)
         for number, found in enumerate(pairs[: MOST_DRAWN // 2])

@@ -6,9 +6,9 @@ copies themselves (``domain.history_copies``, which the weekly history uses too)
 A near-copy has no equal reading, so it is found by its movement. Of each recording the steps from one mean of
 ``BLOCK_ROWS`` readings to the next are taken, for some sensors that sense different things, and of each step what the
 steps before it did not foretell (an autoregression, fitted by least squares): what is left of independent recordings is
-white noise, whatever slow habits their rooms share. Two recordings are laid beside each other at every shift (by Fourier
-transform) and Pearson's r over what overlaps is read off. A copy has a high r in several sensors at one and the same
-shift, also with another gain and offset, at twice or half the pace, and under noise of the size of the sensor's own.
+white noise, whatever slow habits their rooms share. Two recordings are laid beside each other at every shift (by
+Fourier transform) and Pearson's r over what overlaps is read off. A copy has a high r in several sensors at one and the
+same shift, also with another gain and offset, at twice or half the pace, and under noise as large as the sensor's own.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ WITNESSES: Final = ("temperature_c", "humidity_pct", "raw_ethanol", "pressure_hp
 BLOCK_ROWS: Final = 8
 #: Steps that overlap at least: with fewer, high values of r come by chance.
 LEAST_STEPS: Final = 100
-#: Copies under noise as large as the sensor's own have an r of 0.5 and more; of 66 pairs of independent recordings none
-#: had three sensors above 0.25.
+#: Copies under noise as large as the sensor's own have an r of 0.5 to 0.75; ...
 LEAST_R: Final = 0.4
+#: ... and r has to be so many times 1 / sqrt(steps), its spread between independent recordings: that of all shifts of all
+#: pairs of 24 recordings, of which some lay two like fires upon each other, came to 6.
+LEAST_SPREADS: Final = 7.0
 #: Sensors that must agree at one shift.
 LEAST_WITNESSES: Final = 3
 #: What is left of a step counts up to so many of its usual sizes, so that a single fire does not decide.
@@ -275,7 +277,8 @@ def _laid(first: _Movement, second: _Movement, pace: float, phase: int, block: i
     overlap = np.minimum(first.steps, second.steps + shift) - np.maximum(0, shift)
     products = np.fft.irfft(first.spectrum * np.conj(second.spectrum), length, axis=-1)
     r = products / (np.maximum(first.size * second.size, 1e-9)[:, None] * np.maximum(overlap, 1))
-    agreeing = ((r >= LEAST_R) & (overlap >= LEAST_STEPS)).sum(axis=0)
+    least = np.maximum(LEAST_R, LEAST_SPREADS / np.sqrt(np.maximum(overlap, 1)))
+    agreeing = ((r >= least) & (overlap >= LEAST_STEPS)).sum(axis=0)
     if agreeing.max() < LEAST_WITNESSES:
         return None
     place = int(np.argmax(np.where(agreeing == agreeing.max(), r.sum(axis=0), -np.inf)))

@@ -29,9 +29,10 @@ UNLABELLED_SMOKE_SHARE: Final = 0.5
 #: The chance that a fire row has more smoke than a quiet row of its recording, 1/2 where neither knows of the other:
 #: below this the label moves against the smoke.
 AGAINST_SMOKE: Final = 0.4
-#: Labels that fit smoke better by at least so much of that chance, ...
+#: Labels that fit smoke so well, and better by so much than as they are given, when they are ...
+FITS_SMOKE: Final = 0.7
 LEAST_GAIN: Final = 0.1
-#: ... moved by at least so long, are late or early. Smoke needs some minutes to the ceiling, and as long to clear.
+#: ... moved by at least so long, were late or early. Smoke needs some minutes to the ceiling, and as long to clear.
 LEAST_DELAY_S: Final = 900.0
 LONGEST_DELAY_S: Final = 7_200.0
 DELAY_STEP_S: Final = 60.0
@@ -133,7 +134,18 @@ def _moved(frame: pl.DataFrame) -> Iterator[Finding]:
     now = smoke.chance(0)
     if now is None:
         return
-    if now < AGAINST_SMOKE:
+    delay, moved = smoke.best()
+    if abs(delay) >= LEAST_DELAY_S and moved >= max(FITS_SMOKE, now + LEAST_GAIN):
+        yield Finding(
+            "physics",
+            "label_delayed" if delay > 0 else "label_early",
+            "blocking",
+            f"The label fits the smoke {abs(delay) / 60:.0f} minutes {'earlier' if delay > 0 else 'later'} than given",
+            {"chance_of_more_smoke": now, "moved_by_that_much": moved, "minutes": delay / 60, "fires": smoke.fires},
+            "Clocks of labels and readings differ: the first minutes of each fire, which decide, are labelled wrongly.",
+            rows=smoke.rows,
+        )
+    elif now < AGAINST_SMOKE:
         yield Finding(
             "physics",
             "label_against_smoke",
@@ -144,24 +156,6 @@ def _moved(frame: pl.DataFrame) -> Iterator[Finding]:
             "Inverted or meaningless labels: a model that fits them calls smoke quiet.",
             rows=smoke.rows,
         )
-        return
-    steps = range(1, int(LONGEST_DELAY_S / DELAY_STEP_S) + 1)
-    tried = {sign * step * DELAY_STEP_S: smoke.chance(sign * step * DELAY_STEP_S) for step in steps for sign in (1, -1)}
-    known = {delay: chance for delay, chance in tried.items() if chance is not None}
-    if not known:
-        return
-    delay = max(known, key=lambda one: (known[one], -abs(one)))
-    if abs(delay) < LEAST_DELAY_S or known[delay] < now + LEAST_GAIN:
-        return
-    yield Finding(
-        "physics",
-        "label_delayed" if delay > 0 else "label_early",
-        "blocking",
-        f"The label fits the smoke {abs(delay) / 60:.0f} minutes {'earlier' if delay > 0 else 'later'} than it given",
-        {"chance_of_more_smoke": now, "moved_by_that_much": known[delay], "minutes": delay / 60, "fires": smoke.fires},
-        "Clocks of labels and readings differ: the first minutes of each fire, which decide, are labelled wrongly.",
-        rows=smoke.rows,
-    )
 
 
 class _Smoke:
@@ -186,6 +180,14 @@ class _Smoke:
             self._parts.append((label, part["rank"].to_numpy(), max(interval, 1e-3)))
             self.fires += int((np.diff(label.astype(np.int8)) == 1).sum()) + int(label[0])
             self.rows += int(label.sum())
+
+    def best(self) -> tuple[float, float]:
+        """(delay in s, chance) of the labels' move that fits best; of equal ones the shortest."""
+        steps = range(1, int(LONGEST_DELAY_S / DELAY_STEP_S) + 1)
+        tried = [0.0, *(sign * step * DELAY_STEP_S for step in steps for sign in (1, -1))]
+        known = [(chance, delay) for delay in tried if (chance := self.chance(delay)) is not None]
+        chance, delay = max(known, key=lambda one: one[0], default=(0.0, 0.0))
+        return delay, chance
 
     def chance(self, delay_s: float) -> float | None:
         """With the labels given ``delay_s`` earlier; ``None`` where no recording has both classes then."""

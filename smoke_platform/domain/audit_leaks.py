@@ -127,7 +127,7 @@ def _with_chance(
     chance: np.random.Generator,
 ) -> CheaterScore:
     """The score with its chance levels, which are asked only where it is high enough to matter."""
-    if score.random >= (RECOGNISER_RANDOM if score.physical else LEAK_RANDOM):
+    if score.random >= LEAK_RANDOM if not score.physical else _loses(score):
         most = max(_validated(column, chance.permutation(label), random) for _ in range(PERMUTATIONS))
         score = replace(score, shuffled=most)
     if held_out is not None and score.held_out is not None and not score.physical and score.held_out >= LEAK_HELD_OUT:
@@ -158,10 +158,13 @@ def _leaks(score: CheaterScore) -> bool:
 
 
 def _recognises(score: CheaterScore) -> bool:
+    return _loses(score) and score.random > (score.shuffled or 0.0)
+
+
+def _loses(score: CheaterScore) -> bool:
     return (
         score.held_out is not None
         and score.random >= RECOGNISER_RANDOM
-        and score.random > (score.shuffled or 0.0)
         and score.held_out <= RECOGNISER_HELD_OUT
         and score.random - score.held_out >= RECOGNISER_LOSS
     )
