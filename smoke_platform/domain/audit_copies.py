@@ -38,8 +38,8 @@ BLOCK_ROWS: Final = 8
 LEAST_STEPS: Final = 100
 #: Copies under noise as large as the sensor's own have an r of 0.5 to 0.75; ...
 LEAST_R: Final = 0.4
-#: ... and r has to be so many times 1 / sqrt(steps), its spread between independent recordings: that of all shifts of all
-#: pairs of 24 recordings, of which some lay two like fires upon each other, came to 6.
+#: ... and r has to be so many times 1 / sqrt(steps), its spread between independent recordings: three sensors at once,
+#: over all shifts of all pairs of 24 recordings, came to 5 where like fires lay upon each other.
 LEAST_SPREADS: Final = 7.0
 #: Sensors that must agree at one shift.
 LEAST_WITNESSES: Final = 3

@@ -1,0 +1,159 @@
+"""The audit on a lake, in Dagster and before training: what is refused, what is kept, what a person is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+
+from smoke_platform.adapters import data_audit, feature_tables, model_lifecycle, trainer
+from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, READINGS_SCHEMA, Lake
+from smoke_platform.adapters.registry import Registry, publish
+from smoke_platform.domain.audit_findings import FAMILIES
+from smoke_platform.domain.errors import SmokeError
+from smoke_platform.orchestration import audit, models, names
+from smoke_platform.settings import Settings
+from smoke_platform_tests.audit_data import clean, of, renamed
+from smoke_platform_tests.integration.small_models import QUICK, SEED, small_examples, small_lake
+
+pytestmark = pytest.mark.integration
+
+NOW = datetime(2024, 5, 1, 12, tzinfo=UTC)
+
+
+def landed(frame: pl.DataFrame, source: str) -> pl.DataFrame:
+    """The readings as landing writes them."""
+    return frame.select(
+        pl.col("event_time").dt.date().alias(PARTITION_COLUMN),
+        pl.exclude("recording", "source"),
+        source=pl.lit(source),
+        schema_version=pl.lit(1, pl.Int32),
+        late=pl.lit(False),
+        topic=pl.lit("smoke_sensor_data"),
+        topic_id=pl.lit("T1"),
+        partition=pl.lit(0, pl.Int32),
+        offset=pl.int_range(pl.len(), dtype=pl.Int64),
+        append_time=pl.col("event_time"),
+        ingest_time=pl.col("event_time"),
+        replay_of=pl.lit(None, pl.String),
+    ).select(READINGS_SCHEMA.names)
+
+
+def replayed() -> pl.DataFrame:
+    """Four recordings of which one is there twice."""
+    frame = clean(fleets=2, devices=2)
+    return pl.concat([frame, renamed(of(frame, frame["recording"][0]))])
+
+
+@pytest.fixture
+def platform(tmp_path: Path, settings_for: Callable[..., Settings]) -> Settings:
+    """A platform whose lake holds a clean simulated set and replayed recordings that are not."""
+    settings = settings_for(tmp_path, SMOKE_LAKE_URL=tmp_path / "lake")
+    lake = Lake(settings.lake)
+    for name in (feature_tables.SIMULATED_READINGS, feature_tables.SIMULATED_FEATURES):
+        Path(lake.address(name)).parent.mkdir(parents=True, exist_ok=True)
+        Path(lake.address(name)).symlink_to(small_lake() / name)
+    lake.append(READINGS, landed(replayed(), "csv"), (PARTITION_COLUMN,))
+    return settings
+
+
+def test_each_kind_is_audited_by_its_own_readings(platform: Settings) -> None:
+    """Or copies in a replayed file keep the simulated set from being trained on, or are overlooked behind it."""
+    simulated = data_audit.audit_source(platform, "simulated")
+    assert simulated.clean, [found.finding for found in simulated.blocking]
+    assert simulated.rows == Lake(platform.lake).scan("simulated_readings").select(pl.len()).collect().item()
+    assert data_audit.audit_source(platform, "auto").kind == "simulated"
+    csv = data_audit.audit_source(platform, "csv")
+    assert {found.check for found in csv.of("duplicates")} == {"copied_recording"}
+    assert csv.rows == replayed().height
+    assert not data_audit.audit_source(platform, "devices").rows
+    assert [found.check for found in data_audit.audit_source(platform, "devices").findings] == ["no_labelled_rows"]
+
+
+def test_a_report_at_hand_is_not_made_again_until_the_table_changes(platform: Settings) -> None:
+    """Or every training pays for the same audit, or new readings are trained on under an old verdict."""
+    heard: list[str] = []
+    first = data_audit.audit_source(platform, "csv", heard.append)
+    stored = data_audit.store(platform, first, NOW)
+    assert stored.page.read_text("utf-8").startswith("<!doctype html>")
+    again = data_audit.audit_source(platform, "csv", heard.append)
+    assert again == first
+    assert ["at hand" in one for one in heard] == [False, True]
+    Lake(platform.lake).append(READINGS, landed(renamed(clean(fleets=1, devices=1), "new"), "csv"))
+    more = data_audit.audit_source(platform, "csv", heard.append)
+    assert more.rows > first.rows
+    assert "at hand" not in heard[-1]
+
+
+def test_a_model_of_csv_readings_carries_the_reasons_against_it(
+    platform: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the gate cannot tell a model of copies from one of fires."""
+    kept = []
+
+    class Kept(Registry):
+        def register(self, artifact, manifest, reference):  # type: ignore[no-untyped-def]
+            kept.append(manifest)
+            return len(kept)
+
+        def manifest(self, version):  # type: ignore[no-untyped-def]
+            return kept[version - 1]
+
+    examples = {
+        kind: replace(small_examples(), origin={**small_examples().origin, "kind": kind})
+        for kind in ("csv", "simulated")
+    }
+    monkeypatch.setattr(feature_tables, "load_examples", lambda _settings, source="auto": examples[source])
+    trained = trainer.train(small_examples(), SEED, algorithms=QUICK)
+    monkeypatch.setattr(trainer, "train", lambda *_arguments: replace(trained, manifest=dict(trained.manifest)))
+    bad = model_lifecycle.train_candidate(platform, Kept(platform), source="csv").manifest["audit"]
+    assert bad["clean"] is False
+    assert bad["blocking"] == sum(reason["severity"] == "blocking" for reason in bad["findings"]) > 0
+    told = next(reason for reason in bad["findings"] if reason["check"] == "duplicates.copied_recording")
+    assert set(told) == {"check", "finding", "evidence", "consequence", "severity"}
+    assert "another repeats" in told["finding"]
+    assert model_lifecycle.train_candidate(platform, Kept(platform), source="simulated").manifest["audit"]["clean"]
+
+
+def test_bad_data_stop_the_training_run_and_leave_the_champion(
+    platform: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a night's training on copies replaces the model that works, or stops and nobody learns why."""
+    monkeypatch.setattr(feature_tables, "training_kind", lambda _settings, source="auto": "csv")
+    monkeypatch.setattr(model_lifecycle, "prepare_simulated", lambda *_arguments: False)
+    champion = {"version": 1, "path": "model.onnx", "feature_version": "1"}
+    platform.models_dir.mkdir(parents=True)
+    publish(platform.models_dir, champion)
+    before = (platform.models_dir / "champion.json").read_bytes()
+    definitions = dg.Definitions.merge(models.definitions(platform), audit.definitions(platform))
+    job = definitions.resolve_job_def(names.JOB_TRAINING)
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+        assert not result.success
+        found = {event.check_name: event for event in result.get_asset_check_evaluations()}
+        assert set(found) == set(audit.CHECKS) == {f"audit_{family}" for family in FAMILIES}
+        failed = {name for name, event in found.items() if not event.passed}
+        assert {"audit_duplicates", "audit_coverage"} <= failed
+        assert "audit_stuck" not in failed
+        assert found["audit_duplicates"].blocking
+        told = found["audit_duplicates"].description or ""
+        assert "another repeats" in told
+        assert "the champion stays" in told
+        assert instance.get_latest_materialization_event(names.CANDIDATE_MODEL) is None
+        event = instance.get_latest_materialization_event(names.DATA_AUDIT)
+        assert event is not None
+        assert event.asset_materialization is not None
+        route = str(event.asset_materialization.metadata["report"].value)
+    assert (platform.reports_dir / data_audit.REPORT / route.rsplit("/", 1)[1]).is_file()
+    assert (platform.models_dir / "champion.json").read_bytes() == before
+
+
+def test_an_audit_without_a_table_names_what_is_missing(settings_for: Callable[..., Settings], tmp_path: Path) -> None:
+    """Or a person who audits before anything was landed sees a stack trace."""
+    with pytest.raises(SmokeError, match="no table 'simulated_readings'"):
+        data_audit.audit_source(settings_for(tmp_path), "simulated")
