@@ -252,7 +252,8 @@ def _in_bins(name: str, values: pl.Series, *, physical: bool = False) -> _Column
     """Bins of about equally many rows; null is one of its own, below all."""
     numbers = values.to_numpy().astype(np.float64)
     present = numbers[~np.isnan(numbers)]
-    cuts = np.unique(np.quantile(present, np.linspace(0, 1, BINS + 1)[1:-1], method="lower")) if len(present) else []
+    places = np.linspace(0, 1, BINS + 1)[1:-1]
+    cuts: _Floats = np.unique(np.quantile(present, places, method="lower")) if len(present) else np.zeros(0)
     codes = np.searchsorted(cuts, numbers, side="left").astype(np.int64) + 1
     codes[np.isnan(numbers)] = 0
     return _Column(name, physical, codes, len(cuts) + 2, True, True)
