@@ -14,7 +14,7 @@ same shift, also with another gain and offset, at twice or half the pace, and un
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import combinations
 from typing import Any, Final
@@ -30,6 +30,8 @@ from smoke_platform.domain.readings import ALL_SENSOR_NAMES, SENSOR_NAMES
 
 #: Stretches that are compared row by row; a set with more copies is refused without counting them all.
 MOST_COMPARED: Final = 60
+#: Copies of a kind that are told one by one: a file that was replayed all night gives hundreds.
+MOST_TOLD: Final = 10
 #: One sensor for each thing that is sensed: those of one chip say the same and are no independent witnesses.
 WITNESSES: Final = ("temperature_c", "humidity_pct", "raw_ethanol", "pressure_hpa", "pm2_5")
 #: Long enough to average added noise, short enough that a recording of half an hour has steps to tell it by.
@@ -98,13 +100,31 @@ def duplicates(frame: pl.DataFrame) -> Duplicates:
     if left:
         found.limits.append(f"{left:,} more stretches look like copies and were not compared.")
     for copy in copies:
-        found.findings.append(_copied(copy, frame))
         found.join(copy.first_device, copy.copy_device)
-    for near in _near_copies(frame, found):
-        found.findings.append(near[0])
-        found.join(*near[1])
+    alike = list(_near_copies(frame, found))
+    for _, pair in alike:
+        found.join(*pair)
+    found.findings += _told([_copied(copy, frame) for copy in copies], "repeat others row for row")
+    found.findings += _told([near for near, _ in alike], "move as others do")
     found.findings += _copied_rows(frame, found)
     return found
+
+
+def _told(found: list[Finding], do: str) -> list[Finding]:
+    """The first findings of a kind, and one in place of all the rest."""
+    if len(found) <= MOST_TOLD:
+        return found
+    rest = found[MOST_TOLD:]
+    names = tuple(sorted({finding.recordings[1] for finding in rest}))
+    rows = sum(finding.rows for finding in rest)
+    more = replace(
+        rest[0],
+        finding=f"{len(rest)} more stretches, of {named(names)}, {do}",
+        evidence={"stretches": len(rest), "rows": rows},
+        recordings=names,
+        rows=rows,
+    )
+    return [*found[:MOST_TOLD], more]
 
 
 # -- row for row -------------------------------------------------------------------------------------------------

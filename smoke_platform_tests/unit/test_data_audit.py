@@ -94,6 +94,16 @@ def test_a_recording_and_its_copy_are_held_out_together() -> None:
     assert found.evidence["independent_recordings_with_fire"] == 3
 
 
+def test_a_file_that_was_replayed_all_night_is_told_in_a_few_sentences() -> None:
+    """Or the reason for a refusal drowns in a hundred like it."""
+    part = of(clean(), clean()["recording"][0]).head(400)
+    passes = [renamed(part, f"pass-{number:02d}", timedelta(hours=number)) for number in range(1, 16)]
+    found = audit(pl.concat([part, *passes])).of("duplicates", "copied_recording")
+    assert len(found) == 11
+    assert found[-1].evidence == {"stretches": 5, "rows": 5 * 400}
+    assert "5 more stretches" in found[-1].finding
+
+
 def test_a_short_spell_is_a_note_and_the_end_of_the_range_is_none() -> None:
     """Or ten minutes of one detector's steam keep a fleet's model from being trained."""
     frame = clean()
