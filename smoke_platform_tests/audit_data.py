@@ -20,7 +20,7 @@ EVERY_S = 5
 
 
 @cache
-def clean(seed: int = 7, fleets: int = 6, devices: int = 4, hours: int = 6) -> pl.DataFrame:
+def clean(seed: int = 7, fleets: int = 5, devices: int = 4, hours: int = 5) -> pl.DataFrame:
     """Labelled readings as the training set has them: fleets on days three weeks apart, at differing hours."""
     first = datetime(2023, 1, 9, tzinfo=UTC)
     frames = [
