@@ -52,27 +52,31 @@ def replayed() -> pl.DataFrame:
 
 @pytest.fixture
 def platform(tmp_path: Path, settings_for: Callable[..., Settings]) -> Settings:
-    """A platform whose lake holds a clean simulated set and replayed recordings that are not."""
+    """A platform whose lake holds replayed recordings that are not clean."""
     settings = settings_for(tmp_path, SMOKE_LAKE_URL=tmp_path / "lake")
-    lake = Lake(settings.lake)
-    for name in (feature_tables.SIMULATED_READINGS, feature_tables.SIMULATED_FEATURES):
-        Path(lake.address(name)).parent.mkdir(parents=True, exist_ok=True)
-        Path(lake.address(name)).symlink_to(small_lake() / name)
-    lake.append(READINGS, landed(replayed(), "csv"), (PARTITION_COLUMN,))
+    Lake(settings.lake).append(READINGS, landed(replayed(), "csv"), (PARTITION_COLUMN,))
     return settings
 
 
-def test_each_kind_is_audited_by_its_own_readings(platform: Settings) -> None:
+@pytest.fixture
+def trainable(platform: Settings) -> Settings:
+    """The same with a clean simulated set beside them."""
+    for name in (feature_tables.SIMULATED_READINGS, feature_tables.SIMULATED_FEATURES):
+        Path(Lake(platform.lake).address(name)).symlink_to(small_lake() / name)
+    return platform
+
+
+def test_each_kind_is_audited_by_its_own_readings(trainable: Settings) -> None:
     """Or copies in a replayed file keep the simulated set from being trained on, or are overlooked behind it."""
-    simulated = data_audit.audit_source(platform, "simulated")
+    simulated = data_audit.audit_source(trainable, "simulated")
     assert simulated.clean, [found.finding for found in simulated.blocking]
-    assert simulated.rows == Lake(platform.lake).scan("simulated_readings").select(pl.len()).collect().item()
-    assert data_audit.audit_source(platform, "auto").kind == "simulated"
-    csv = data_audit.audit_source(platform, "csv")
+    assert simulated.rows == Lake(trainable.lake).scan("simulated_readings").select(pl.len()).collect().item()
+    assert data_audit.audit_source(trainable, "auto").kind == "simulated"
+    csv = data_audit.audit_source(trainable, "csv")
     assert {found.check for found in csv.of("duplicates")} == {"copied_recording"}
     assert csv.rows == replayed().height
-    assert not data_audit.audit_source(platform, "devices").rows
-    assert [found.check for found in data_audit.audit_source(platform, "devices").findings] == ["no_labelled_rows"]
+    assert not data_audit.audit_source(trainable, "devices").rows
+    assert [found.check for found in data_audit.audit_source(trainable, "devices").findings] == ["no_labelled_rows"]
 
 
 def test_a_report_at_hand_is_not_made_again_until_the_table_changes(platform: Settings) -> None:
@@ -91,7 +95,7 @@ def test_a_report_at_hand_is_not_made_again_until_the_table_changes(platform: Se
 
 
 def test_a_model_of_csv_readings_carries_the_reasons_against_it(
-    platform: Settings, monkeypatch: pytest.MonkeyPatch
+    trainable: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the gate cannot tell a model of copies from one of fires."""
     kept = []
@@ -111,13 +115,13 @@ def test_a_model_of_csv_readings_carries_the_reasons_against_it(
     monkeypatch.setattr(feature_tables, "load_examples", lambda _settings, source="auto": examples[source])
     trained = trainer.train(small_examples(), SEED, algorithms=QUICK)
     monkeypatch.setattr(trainer, "train", lambda *_arguments: replace(trained, manifest=dict(trained.manifest)))
-    bad = model_lifecycle.train_candidate(platform, Kept(platform), source="csv").manifest["audit"]
+    bad = model_lifecycle.train_candidate(trainable, Kept(trainable), source="csv").manifest["audit"]
     assert bad["clean"] is False
     assert bad["blocking"] == sum(reason["severity"] == "blocking" for reason in bad["findings"]) > 0
     told = next(reason for reason in bad["findings"] if reason["check"] == "duplicates.copied_recording")
     assert set(told) == {"check", "finding", "evidence", "consequence", "severity"}
     assert "another repeats" in told["finding"]
-    assert model_lifecycle.train_candidate(platform, Kept(platform), source="simulated").manifest["audit"]["clean"]
+    assert model_lifecycle.train_candidate(trainable, Kept(trainable), source="simulated").manifest["audit"]["clean"]
 
 
 def test_bad_data_stop_the_training_run_and_leave_the_champion(
