@@ -68,12 +68,13 @@ def noisy(frame: pl.DataFrame, share: float, seed: int = 1) -> pl.DataFrame:
 
 
 def _fire_at_two(frame: pl.DataFrame) -> pl.DataFrame:
-    """Each recording moved so that its first fire begins at 14:00, those without fire to the night."""
+    """Each recording moved so that its first fire begins at 14:00 and cut an hour later, those without to the night."""
     first = pl.col("event_time").filter("fire_alarm").min().over("recording")
     begin = pl.coalesce(first, pl.col("event_time").min().over("recording"))
     hour = pl.when(first.is_null()).then(0).otherwise(14)
     day = begin.dt.truncate("1d")
-    return frame.with_columns(event_time=pl.col("event_time") - begin + day + pl.duration(hours=hour))
+    kept = first.is_null() | (pl.col("event_time") - first < pl.duration(hours=1))
+    return frame.filter(kept).with_columns(event_time=pl.col("event_time") - begin + day + pl.duration(hours=hour))
 
 
 def _delayed(frame: pl.DataFrame, minutes: int) -> pl.DataFrame:
