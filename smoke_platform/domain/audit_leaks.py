@@ -40,8 +40,8 @@ LEAST_LEAF: Final = 0.002
 
 #: A column without physics that tells nine of ten rows of either class is the label in disguise.
 LEAK_RANDOM: Final = 0.9
-#: ... and one that tells 0.7 of them in recordings it has never seen carries a habit that fires do not have: in clean sets
-#: of two dozen fires each such columns came to 0.66 by chance, ...
+#: ... and one that tells 0.7 of them in recordings it has never seen carries a habit that fires do not have. In clean
+#: sets of two dozen fires each such columns came to 0.66 by chance, ...
 LEAK_HELD_OUT: Final = 0.7
 #: ... which is no more than 0.04 above what labels turned at random give.
 LEAK_MARGIN: Final = 0.05
