@@ -95,14 +95,15 @@ def _fire_in_clean_air(frame: pl.DataFrame) -> Iterator[Finding]:
 
 def _smoke_without_fire(frame: pl.DataFrame) -> Iterator[Finding]:
     smoky = (pl.col("pm2_5") > SMOKY_PM2_5) & (pl.col("tvoc_ppb") >= GAS_LIMIT_PPB)
-    lasting = pl.when("fire_alarm").then("event_time").forward_fill().over("recording")
-    coming = pl.when("fire_alarm").then("event_time").backward_fill().over("recording")
-    lingers = pl.duration(seconds=int(LINGERS_S))
     # Two rows in a recording's first seconds are no fire whose smoke might linger.
-    run = pl.struct("recording", "fire_alarm").rle_id()
-    slip = pl.col("fire_alarm") & (pl.len().over(run) < LEAST_FIRE_ROWS)
-    rows = frame.select("recording", "event_time", "pm2_5", smoky=smoky, fire_alarm=pl.col("fire_alarm") & ~slip)
-    rows = rows.with_columns(since=pl.col("event_time") - lasting, until=coming - pl.col("event_time"))
+    lasts = pl.len().over(pl.struct("recording", "fire_alarm").rle_id()) >= LEAST_FIRE_ROWS
+    rows = frame.select("recording", "event_time", "pm2_5", smoky=smoky, fire_alarm=pl.col("fire_alarm") & lasts)
+    burning = pl.when("fire_alarm").then("event_time")
+    rows = rows.with_columns(
+        since=pl.col("event_time") - burning.forward_fill().over("recording"),
+        until=burning.backward_fill().over("recording") - pl.col("event_time"),
+    )
+    lingers = pl.duration(seconds=int(LINGERS_S))
     near = (pl.col("since") <= lingers).fill_null(False) | (pl.col("until") <= lingers).fill_null(False)
     extreme = rows.filter("smoky")
     contradicting = extreme.filter(~pl.col("fire_alarm") & ~near)
