@@ -155,6 +155,26 @@ def test_bad_data_stop_the_training_run_and_leave_the_champion(
     assert (platform.models_dir / "champion.json").read_bytes() == before
 
 
+def test_clean_data_let_training_go_on(trainable: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the audit stands in the way of every training, and no platform gets a first model."""
+    asked = []
+
+    def train(*_arguments: Any, **_options: Any) -> None:
+        asked.append(True)
+        raise SmokeError("far enough")
+
+    monkeypatch.setattr(feature_tables, "training_kind", lambda _settings, source="auto": "simulated")
+    monkeypatch.setattr(model_lifecycle, "prepare_simulated", lambda *_arguments: False)
+    monkeypatch.setattr(model_lifecycle, "train_candidate", train)
+    definitions = dg.Definitions.merge(models.definitions(trainable), audit.definitions(trainable))
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = definitions.resolve_job_def(names.JOB_TRAINING)
+        result = job.execute_in_process(instance=instance, raise_on_error=False)
+    found = {event.check_name: event.passed for event in result.get_asset_check_evaluations()}
+    assert found == dict.fromkeys(audit.CHECKS, True)
+    assert asked == [True]
+
+
 def test_an_audit_without_a_table_names_what_is_missing(settings_for: Callable[..., Settings], tmp_path: Path) -> None:
     """Or a person who audits before anything was landed sees a stack trace."""
     with pytest.raises(SmokeError, match="no table 'simulated_readings'"):
