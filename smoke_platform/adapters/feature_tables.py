@@ -318,6 +318,17 @@ def load_examples(settings: Settings, source: str = "auto") -> Examples:
     return simulated_examples(Lake(settings.lake))
 
 
+def training_kind(settings: Settings, source: str = "auto") -> str:
+    """What ``load_examples`` takes for ``source``: ``devices``, ``csv`` or ``simulated``.
+
+    Raises:
+        SmokeError: as ``load_examples``.
+    """
+    if source in ("csv", "simulated"):
+        return source
+    return str(load_examples(settings, source).origin["kind"])
+
+
 def _enough(examples: Examples) -> bool:
     groups = np.unique(examples.group)
     with_fire = np.unique(examples.group[examples.label])

@@ -1,7 +1,8 @@
 """From labelled rows to a champion: the steps that Dagster and the command line both take.
 
-Belongs here: training and registering a candidate, judging a version, promoting it through the gate. Does not: how
-each is done (``adapters.trainer``, ``adapters.registry``, ``domain.promotion``), when (``orchestration.models``).
+Belongs here: training and registering a candidate with its data's audit, judging a version, promoting it through the
+gate. Does not: how each is done (``adapters.trainer``, ``adapters.data_audit``, ``adapters.registry``,
+``domain.promotion``), when (``orchestration.models``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from smoke_platform.adapters import feature_tables, trainer
+from smoke_platform.adapters import data_audit, feature_tables, trainer
 from smoke_platform.adapters.feature_tables import Examples, Progress, TrainingWorld, silent
 from smoke_platform.adapters.lake import Lake
 from smoke_platform.adapters.registry import Registry
@@ -44,12 +45,16 @@ def train_candidate(
 ) -> Candidate:
     """Trains on what ``feature_tables.load_examples`` chooses, and registers the result as a new version.
 
+    The manifest's ``audit`` is what ``data_audit.audit_source`` says of the readings behind the examples; it is for the
+    gate to refuse a version whose data are not clean.
+
     Raises:
         SmokeError: when there is nothing to train on.
     """
     examples = feature_tables.load_examples(settings, source)
     progress(f"{len(examples):,} rows of {examples.origin['groups']} groups, {examples.origin['kind']}")
     trained = trainer.train(examples, settings.training_seed, progress)
+    trained.manifest["audit"] = data_audit.audit_source(settings, examples.origin["kind"], progress).for_manifest()
     progress("registering the version")
     number = registry.register(trained.artifact, trained.manifest, trained.reference)
     return Candidate(number, registry.manifest(number))

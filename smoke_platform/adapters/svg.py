@@ -1,4 +1,4 @@
-"""Small figures as SVG: lines, columns, bars, a matrix, intervals, spans, traces. Text in, text out, no script.
+"""Small figures as SVG: lines, columns, bars, a matrix, intervals, spans, tracks, traces. Text in, text out.
 
 Belongs here: scales and shapes. Does not: what is drawn (``adapters.history_page`` and others), the page
 (``adapters.reports``).
@@ -188,6 +188,30 @@ def intervals(title: str, rows: Sequence[tuple[str, float, float, float, bool]])
         body += f'<line x1="{ends[0]:.1f}" x2="{ends[2]:.1f}" y1="{y}" y2="{y}" stroke="{hue}" stroke-width="3"/>'
         body += f'<circle cx="{ends[1]:.1f}" cy="{y}" r="4" fill="{hue}"/>'
     return _svg(title, bottom + 20, body)
+
+
+def tracks(title: str, rows: Sequence[tuple[str, float, float, Sequence[tuple[float, float]]]], unit: str = "") -> str:
+    """(name, start, end, marked stretches) of each row along one axis: a faint bar, the stretches in a hue upon it."""
+    left, step = 220, 20
+    low, high = _range([value for _, start, end, _ in rows for value in (start, end)])
+    scale = (WIDTH - left - _RIGHT - 20) / (high - low)
+    bottom = _TOP + len(rows) * step
+    body = ""
+    for tick in ticks(low, high, 6):
+        x = left + (tick - low) * scale
+        body += f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP - 6}" y2="{bottom}" {_GRID}/>'
+        body += _text(x, bottom + 14, f"{short(tick)}{unit}", "middle", _FAINT)
+    for place, (name, start, end, marked) in enumerate(rows):
+        y = _TOP + place * step
+        body += _text(left - 8, y + 11, name, "end")
+        body += _bar(left + (start - low) * scale, y, (end - start) * scale, 'fill="currentColor" fill-opacity=".18"')
+        for begin, stop in marked:
+            body += _bar(left + (begin - low) * scale, y, (stop - begin) * scale, f'fill="{HUES[1]}"')
+    return _svg(title, bottom + 20, body)
+
+
+def _bar(x: float, y: float, width: float, style: str) -> str:
+    return f'<rect x="{x:.1f}" y="{y:g}" width="{max(width, 1.5):.1f}" height="13" {style}/>'
 
 
 def spans(title: str, rows: Sequence[tuple[str, float, float, int]], labels: Sequence[tuple[float, str]]) -> str:

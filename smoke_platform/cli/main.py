@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "spark": ("spark", "spark", "Land and compute windows on Spark, score the past; a cluster by hand."),
     "devices": ("devices", "devices", "List, show, set and import what is known of the devices."),
     "dlq": ("dlq", "dlq", "List, show and replay the messages that were no readings."),
-    "models": ("models", "models", "List, show, train, promote and roll back models."),
+    "models": ("models", "models", "List, show, audit, train, promote and roll back models."),
     "history": ("history", "history", "Tell what the whole lake says: trends, rhythms, copies, ageing."),
     "api": ("serve", "api", "Run the HTTP API and the console."),
     "notify": ("notify", "notify", "Tell people of alarms: run, test, status, failed messages."),

@@ -1,7 +1,7 @@
-"""``smoke models``: list, show, train, promote and roll back models, validate them on recorded fires.
+"""``smoke models``: list, show, audit, train, promote and roll back models, validate them on recorded fires.
 
-Belongs here: options, and how versions are shown. Does not: training, the gate and the registry themselves
-(``adapters.model_lifecycle`` and what it calls).
+Belongs here: options, and how versions and findings are shown. Does not: training, the gate and the registry themselves
+(``adapters.model_lifecycle`` and what it calls), the audit (``adapters.data_audit``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from smoke_platform.domain.audit_findings import AuditReport
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.settings import Settings, load_settings
 
@@ -23,11 +24,12 @@ JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def models() -> None:
-    """List, show, train, promote and roll back models.
+    """List, show, audit, train, promote and roll back models.
 
     \b
     Example:
       smoke models list
+      smoke models audit
       smoke models train
       smoke models rollback
     """
@@ -127,6 +129,64 @@ def _sheet(manifest: dict[str, Any], entry: Any) -> Table:
     ]
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+@models.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
+@click.option(
+    "--source",
+    type=click.Choice(["auto", "devices", "simulated", "csv"]),
+    default="auto",
+    show_default=True,
+    help="Readings of the lake to look at; auto: those that training would use.",
+)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the page (.html) or JSON (.json).")
+@JSON_OPTION
+def audit(file: Path | None, source: str, out: Path | None, as_json: bool) -> None:
+    """Look for what would make a model one of something else than fires: copies, leaks, wrong labels.
+
+    FILE is a recording (CSV, .gz or .zip of one), and needs no platform; without it the lake's readings are looked at.
+    Exits with 1 where a finding blocks training.
+
+    \b
+    Example:
+      smoke models audit
+      smoke models audit smoke_detection_iot.csv --out audit.html
+      smoke models audit --source csv --json | jq '.findings[].finding'
+    """
+    from smoke_platform.adapters import data_audit
+
+    if out is not None and out.suffix not in (".html", ".json"):
+        raise SmokeError(f"{out} is neither .html nor .json", "end the name with the one or the other")
+    with Console(stderr=True).status("reading") as status:
+        if file is not None:
+            report = data_audit.audit_file(file, status.update)
+        else:
+            report = data_audit.audit_source(load_settings(), source, status.update)
+    if out is not None:
+        out.write_text(
+            data_audit.to_text(report) if out.suffix == ".json" else data_audit.audit_page(report), encoding="utf-8"
+        )
+    if as_json:
+        click.echo(data_audit.to_text(report))
+    else:
+        Console().print(_audit_table(report, data_audit.headline(report)))
+    if not report.clean:
+        raise SmokeError(
+            f"{report.kind}: {data_audit.headline(report)}", "the gate refuses a model that is trained on this alone"
+        )
+
+
+def _audit_table(report: AuditReport, headline: str) -> Table:
+    title = f"{report.kind}: {report.rows:,} labelled readings, {len(report.recordings)} recordings: {headline}"
+    table = Table(title=title, show_lines=True)
+    for name in ("", "finding", "evidence", "consequence"):
+        table.add_column(name, overflow="fold")
+    for found in report.findings:
+        table.add_row(f"{found.family}\n{found.severity}", found.finding, found.evidence_text, found.consequence)
+    for limit in report.limits:
+        table.add_row("not looked at", limit, "", "")
     return table
 
 

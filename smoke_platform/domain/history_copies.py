@@ -19,7 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from smoke_platform.domain.history_summary import FAMILIES, MARK_ROWS, family_matrix, row_hashes, run_hashes
+from smoke_platform.domain.history_summary import (
+    FAMILIES,
+    MARK_ROWS,
+    anchors,
+    family_matrix,
+    row_hashes,
+    run_hashes,
+)
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES, SENSOR_NAMES
 
 #: Shorter stretches repeat by chance (a device that says the same thing a few times).
@@ -191,6 +198,34 @@ def compare(first: pl.DataFrame, copy: pl.DataFrame, likely: Mapping[str, Any], 
     )
     moving = [name for name in found.agreeing if left[name].n_unique() > MARK_ROWS // 2]
     return found if len(moving) >= LEAST_AGREEING else None
+
+
+def copies_among(readings: pl.DataFrame, most: int) -> tuple[list[Copy], int]:
+    """The copies among readings that are in memory as a whole.
+
+    Args:
+        readings: ``source, device_id, event_time, fire_alarm`` and the sensors; each device's in their order, one
+            device after the other.
+        most: stretches to compare at most, the best supported first.
+
+    Returns:
+        The copies, and how many stretches look alike and were not compared.
+    """
+    found: list[Copy] = []
+    likely = candidates(anchors(readings))
+    devices = readings.partition_by("source", "device_id", as_dict=True)
+    left = 0
+    for row in likely.iter_rows(named=True):
+        if any(copy.covers(row) for copy in found):
+            continue
+        if most == 0:
+            left += 1
+            continue
+        most -= 1
+        first, later = (devices[row[f"{which}_source"], row[f"{which}_device"]] for which in ("first", "copy"))
+        copy = compare(first, later, row)
+        found += [] if copy is None else [copy]
+    return found, left
 
 
 def _span(rows: pl.DataFrame) -> tuple[str, str, datetime, datetime]:

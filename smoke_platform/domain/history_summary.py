@@ -206,7 +206,6 @@ def _hours(rows: pl.DataFrame, zone: str) -> pl.DataFrame:
 
 def _days(rows: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:
     fire, smoke = pl.col("fire_alarm"), pl.col("pm2_5")
-    steps = {name: pl.col(name).diff() for name in ALL_SENSOR_NAMES}
     days = rows.group_by("source", "device_id").agg(
         pl.len().cast(pl.Int64).alias("rows"),
         pl.col("late").sum().cast(pl.Int64),
@@ -216,13 +215,23 @@ def _days(rows: pl.DataFrame, stored: pl.DataFrame) -> pl.DataFrame:
         (~fire & (smoke > SMOKY_PM2_5)).sum().cast(pl.Int64).alias("smoke_without_fire"),
         pl.col("event_time").min().alias("first_event"),
         pl.col("event_time").max().alias("last_event"),
-        *(step.count().cast(pl.Int64).alias(f"{name}_steps") for name, step in steps.items()),
-        *(step.abs().sum().alias(f"{name}_step_sum") for name, step in steps.items()),
-        *(step.diff().abs().sum().alias(f"{name}_bend_sum") for name, step in steps.items()),
+        *(expr for name in ALL_SENSOR_NAMES for expr in steps_and_bends(name)),
     )
     joined = days.join(stored, on=["source", "device_id"], nulls_equal=True)
     counted = joined.with_columns(duplicates=pl.col("stored") - pl.col("rows"))
     return _shaped(_with_bucket(counted), DAYS_SCHEMA).sort("bucket", "source", "device_id")
+
+
+def steps_and_bends(name: str) -> tuple[pl.Expr, pl.Expr, pl.Expr]:
+    """Of one sensor's readings in their order: ``_steps``, how many consecutive pairs there are, and ``_step_sum`` and
+    ``_bend_sum``, the sums of the absolute first and second differences, in the sensor's unit.
+    """
+    step = pl.col(name).diff()
+    return (
+        step.count().cast(pl.Int64).alias(f"{name}_steps"),
+        step.abs().sum().alias(f"{name}_step_sum"),
+        step.diff().abs().sum().alias(f"{name}_bend_sum"),
+    )
 
 
 def _shaped(frame: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
@@ -305,6 +314,16 @@ def run_hashes(hashes: _Hashes, starts: npt.NDArray[np.int64]) -> tuple[_Hashes,
 def family_matrix(matrix: npt.NDArray[np.float64], family: tuple[str, ...]) -> npt.NDArray[np.float64]:
     """The columns of a family out of those of ``SENSOR_NAMES``."""
     return matrix[:, [SENSOR_NAMES.index(name) for name in family]]
+
+
+def anchors(rows: pl.DataFrame) -> pl.DataFrame:
+    """The marks of readings: ``ANCHORS_SCHEMA``.
+
+    Args:
+        rows: ``source, device_id, event_time`` and the sensors; the readings of a device in their order, one after the
+            other.
+    """
+    return _anchors(rows, rows.select(SENSOR_NAMES).to_numpy().astype(np.float64, copy=False))
 
 
 def _anchors(rows: pl.DataFrame, matrix: npt.NDArray[np.float64]) -> pl.DataFrame:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from smoke_platform.orchestration import external_validation, landing, maintenance, models, monitoring, warehouse
+from smoke_platform.orchestration import audit, external_validation, landing, maintenance, models, monitoring, warehouse
 from smoke_platform.settings import Settings, load_settings
 
 
@@ -17,6 +17,7 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
     return dg.Definitions.merge(
         landing.definitions(chosen),
         warehouse.definitions(chosen),
+        audit.definitions(chosen),
         models.definitions(chosen),
         external_validation.definitions(chosen),
         monitoring.definitions(chosen),

@@ -2,7 +2,7 @@
 
 Belongs here: assets, checks, job, schedule and the sensor that trains a first model. Does not: the features
 (``domain.features``), training (``adapters.trainer``), the gate (``domain.promotion``), the registry
-(``adapters.registry``).
+(``adapters.registry``), the audit of what is trained on (``orchestration.audit``), whose checks do block the candidate.
 
 The gate's checks on the candidate show what it lacks; they do not block. A refusal is a result and not a fault: the
 champion's step reads the verdict itself, leaves the champion alone and the run is green. Only where there is no
@@ -53,10 +53,12 @@ def definitions(settings: Settings, world: TrainingWorld | None = None) -> dg.De
     """Assets, checks, job, schedule and sensor of the subject; ``world`` makes the simulated set smaller in tests."""
     job = dg.define_asset_job(
         names.JOB_TRAINING,
-        selection=dg.AssetSelection.assets(names.SIMULATED_READINGS, names.CANDIDATE_MODEL, names.CHAMPION_MODEL),
+        selection=dg.AssetSelection.assets(
+            names.SIMULATED_READINGS, names.DATA_AUDIT, names.CANDIDATE_MODEL, names.CHAMPION_MODEL
+        ),
         tags=names.BATCH_TAGS,
         executor_def=dg.in_process_executor,
-        description="Train a candidate, judge it, and promote it if it passes the gate.",
+        description="Audit the data, train a candidate, judge it, and promote it if it passes the gate.",
     )
     hours = settings.training_interval_hours
     schedule = dg.ScheduleDefinition(
@@ -139,6 +141,7 @@ def _candidate(settings: Settings) -> dg.AssetsDefinition:
         group_name=names.GROUP_MODELS,
         deps=[
             dg.AssetDep(names.SIMULATED_READINGS),
+            dg.AssetDep(names.DATA_AUDIT),
             dg.AssetDep(names.TRAINING_EXAMPLES, partition_mapping=dg.AllPartitionMapping()),
         ],
         check_specs=[

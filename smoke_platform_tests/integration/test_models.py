@@ -16,9 +16,10 @@ from smoke_platform.adapters import feature_tables, model_lifecycle, trainer
 from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, READINGS_SCHEMA, Lake
 from smoke_platform.adapters.registry import Registry, publish
 from smoke_platform.domain import features
+from smoke_platform.domain.audit_findings import FAMILIES
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES
 from smoke_platform.domain.simulator import simulate
-from smoke_platform.orchestration import models, names
+from smoke_platform.orchestration import audit, models, names
 from smoke_platform.orchestration.models import TrainingRun, startup_decision
 from smoke_platform.settings import Settings
 from smoke_platform_tests.integration.small_models import QUICK, WORLD
@@ -84,12 +85,17 @@ def test_building_a_day_again_replaces_it_and_duplicates_count_once(tmp_path: Pa
     assert feature_tables.build_day(lake, DAY + timedelta(days=9)).rows == 0
 
 
+def subject(settings: Settings, world: feature_tables.TrainingWorld | None = None) -> dg.Definitions:
+    """Models, and the audit that their job asks first."""
+    return dg.Definitions.merge(models.definitions(settings, world), audit.definitions(settings))
+
+
 @pytest.fixture(scope="module")
 def platform(
     tmp_path_factory: pytest.TempPathFactory, settings_for: Callable[..., Settings]
 ) -> tuple[Settings, dg.Definitions]:
     settings = settings_for(tmp_path_factory.mktemp("platform"))
-    return settings, models.definitions(settings, WORLD)
+    return settings, subject(settings, WORLD)
 
 
 def test_training_job_brings_a_champion_and_a_refused_one_leaves_it_alone(
@@ -107,7 +113,9 @@ def test_training_job_brings_a_champion_and_a_refused_one_leaves_it_alone(
         assert champion["version"] == 1
         assert models.usable_champion(settings)
         checks = {event.check_name: event.passed for event in result.get_asset_check_evaluations()}
-        assert checks == {f"gate_{name}": True for name in models.GATE_CHECKS}
+        asked = [*(f"audit_{family}" for family in FAMILIES), *(f"gate_{name}" for name in models.GATE_CHECKS)]
+        assert checks == dict.fromkeys(asked, True)
+        assert Registry(settings).manifest(1)["audit"]["clean"] is True
 
         # A gate that nothing can pass stands for a poor candidate: real figures, refused for real.
         monkeypatch.setattr(
@@ -124,9 +132,9 @@ def test_training_job_brings_a_champion_and_a_refused_one_leaves_it_alone(
 
 def test_definitions_load_and_schedule_what_they_promise(settings_for: Callable[..., Settings], tmp_path: Path) -> None:
     """An interval of 24 hours means 02:00 every day; an operator who switches auto-training off means it."""
-    daily = models.definitions(settings_for(tmp_path))
+    daily = subject(settings_for(tmp_path))
     assert daily.resolve_schedule_def("training_schedule").cron_schedule == "0 2 * * *"
-    often = models.definitions(
+    often = subject(
         settings_for(
             tmp_path, ML_TRAINING_INTERVAL_HOURS=6, ML_AUTO_TRAIN_ON_STARTUP=False, SMOKE_TIMEZONE="Asia/Tokyo"
         )
@@ -140,7 +148,7 @@ def test_definitions_load_and_schedule_what_they_promise(settings_for: Callable[
 def test_startup_sensor_asks_for_one_run_and_then_stops(settings_for: Callable[..., Settings], tmp_path: Path) -> None:
     """A new platform trains its first model by itself, once."""
     settings = settings_for(tmp_path)
-    sensor = models.definitions(settings).resolve_sensor_def(models.STARTUP_SENSOR)
+    sensor = subject(settings).resolve_sensor_def(models.STARTUP_SENSOR)
     with dg.DagsterInstance.ephemeral() as instance:
         asked = sensor.evaluate_tick(dg.build_sensor_context(instance=instance))
         assert asked.run_requests is not None

@@ -20,6 +20,7 @@ FIGURES = {
     "bars": svg.bars("bars", [("<script>", 3.0), ("b", 6.0)]),
     "matrix": svg.matrix("matrix", ["a", "b", "c"], {("a", "b"): -0.5, ("c", "a"): 0.25}),
     "intervals": svg.intervals("intervals", [("a", -1.0, 0.5, 2.0, True), ("b", -math.inf, 0.0, math.inf, False)]),
+    "tracks": svg.tracks("tracks", [("<a>", 0.0, 10.0, [(2.0, 3.0), (5.0, 5.0)]), ("b", 0.0, 4.0, [])], " h"),
     "spans": svg.spans("spans", [("a", 0.0, 10.0, 0), ("b", 5.0, 5.0, 7)], [(5.0, "noon"), (99.0, "outside")]),
     "traces": svg.traces("traces", [0.0, 5.0, 20.0], [0.0, None, 2.0], [(10.0, "<alarm>", 1), (99.0, "outside", 0)]),
 }
