@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from smoke_platform.orchestration import landing, maintenance, models, monitoring, warehouse
+from smoke_platform.orchestration import landing, maintenance, models, monitoring, retraining, warehouse
 from smoke_platform.settings import Settings, load_settings
 
 
@@ -19,5 +19,6 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
         warehouse.definitions(chosen),
         models.definitions(chosen),
         monitoring.definitions(chosen),
+        retraining.definitions(chosen),
         maintenance.definitions(chosen),
     )

@@ -13,7 +13,7 @@ import dagster as dg  # its annotations are looked at when assets are made, so n
 
 from smoke_platform.adapters.dead_letters import count_by_reason
 from smoke_platform.domain.errors import SmokeError
-from smoke_platform.orchestration import drift_monitor, names, partitions, performance_monitor, retraining
+from smoke_platform.orchestration import drift_monitor, names, partitions, performance_monitor
 from smoke_platform.orchestration.drift_monitor import drift_report
 from smoke_platform.orchestration.monitors import (
     NotEvaluated,
@@ -71,12 +71,7 @@ def definitions(settings: Settings) -> dg.Definitions:
         _schedule("model_performance_schedule", jobs[names.MODEL_PERFORMANCE], "0 */12 * * *", settings),
         _schedule("history_schedule", jobs[names.HISTORY], "0 3 * * 0", settings),
     ]
-    return dg.Definitions(
-        assets=assets,
-        jobs=list(jobs.values()),
-        schedules=schedules,
-        sensors=[retraining.retraining_sensor(settings)],
-    )
+    return dg.Definitions(assets=assets, jobs=list(jobs.values()), schedules=schedules)
 
 
 # -- assets ------------------------------------------------------------------------------------------------------

@@ -200,9 +200,12 @@ def training_runs(instance: dg.DagsterInstance) -> list[TrainingRun]:
     ]
 
 
-def retraining_sensor(settings: Settings) -> dg.SensorDefinition:
-    """The sensor that asks for the training job where the fleet has drifted and training may help."""
+def definitions(settings: Settings) -> dg.Definitions:
+    """The sensor; its job is one of ``models``."""
+    return dg.Definitions(sensors=[_sensor(settings)])
 
+
+def _sensor(settings: Settings) -> dg.SensorDefinition:
     @dg.sensor(
         name=SENSOR,
         job_name=names.JOB_TRAINING,

@@ -12,7 +12,8 @@ import pytest
 from smoke_platform.adapters import feature_tables, model_lifecycle
 from smoke_platform.adapters.feature_tables import TrainingWorld
 from smoke_platform.adapters.lake import Lake
-from smoke_platform.orchestration import monitoring, names, retraining
+from smoke_platform.orchestration import names, retraining
+from smoke_platform.orchestration.build import build_definitions
 from smoke_platform.orchestration.drift_monitor import FLEET_CHECKS
 from smoke_platform.settings import Settings
 from smoke_platform_tests import scorer_models
@@ -56,8 +57,7 @@ def _judge(instance: dg.DagsterInstance, passed: bool, name: str = FLEET_CHECKS[
 
 
 def _tick(settings: Settings, instance: dg.DagsterInstance, cursor: str | None = None) -> tuple[Any, str | None]:
-    defs = monitoring.definitions(settings)
-    sensor = next(sensor for sensor in defs.sensors or [] if sensor.name == retraining.SENSOR)
+    sensor: Any = next(iter(retraining.definitions(settings).sensors or []))
     with dg.build_sensor_context(instance=instance, cursor=cursor) as context:
         return sensor(context), context.cursor
 
@@ -128,6 +128,15 @@ def test_drift_of_an_earlier_champion_is_forgotten(settings: Settings, instance:
     _judge(instance, False)
     answer, _ = _tick(settings, instance)
     assert "2 is served since" in answer.skip_message
+
+
+def test_the_sensor_runs_by_default_and_finds_its_job(settings: Settings) -> None:
+    """Or drift waits for somebody to switch the sensor on, or asks for a job that is not there."""
+    repository = build_definitions(settings).get_repository_def()
+    sensor = repository.get_sensor_def(retraining.SENSOR)
+    assert sensor.default_status is dg.DefaultSensorStatus.RUNNING
+    assert [target.job_name for target in sensor.targets] == [names.JOB_TRAINING]
+    assert repository.has_job(names.JOB_TRAINING)
 
 
 def _training_job() -> dg.JobDefinition:
