@@ -88,12 +88,16 @@ def log_alarm(settings: Settings, device: str, begins: datetime, ends: datetime,
     """Writes a fire alarm of ``lake/alarms``: raised, over after ``ends`` and the off-delay, judged by an operator."""
     base = {"device_id": device, "kind": "fire", "alarm_id": f"{device}-{begins:%H%M%S}", "topic_id": "t0"}
     over = ends + timedelta(seconds=60)
+    # Revisions rise over the whole life of a device's alarms.
+    first = int(begins.timestamp())
     records = [
-        {"event": "raised", "revision": 1, "event_time": begins, "holds": True, "verdict": None},
-        {"event": "latched", "revision": 2, "event_time": over, "holds": False, "verdict": None},
+        {"event": "raised", "revision": first, "event_time": begins, "holds": True, "verdict": None},
+        {"event": "latched", "revision": first + 1, "event_time": over, "holds": False, "verdict": None},
     ]
     if verdict is not None:
-        records.append({"event": "verdict", "revision": 3, "event_time": None, "holds": False, "verdict": verdict})
+        records.append(
+            {"event": "verdict", "revision": first + 2, "event_time": None, "holds": False, "verdict": verdict}
+        )
     columns = {DAY: pl.Date(), **ALARM_COLUMNS}
     rows = [
         {

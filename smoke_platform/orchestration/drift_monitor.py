@@ -43,8 +43,8 @@ from smoke_platform.settings import Settings
 
 #: Rows of each side that Evidently gets, and of the snapshot: more only makes it slower.
 DRIFT_ROWS = 10_000
-#: Rows of the day in memory at once, some 200 bytes each; a device that has more is read whole all the same.
-ROWS_AT_ONCE = 500_000
+#: Rows of the day in memory at once, below a kilobyte each; a device that has more is read whole all the same.
+ROWS_AT_ONCE = 250_000
 #: A few hours differ from training by the time of day alone.
 DRIFT_LEAST_HOURS = 6.0
 DRIFT_LEAST_ROWS = drift.LEAST_VALUES
