@@ -148,13 +148,12 @@ def _would_train_on(settings: Settings, lake: Lake) -> tuple[str, str | None]:
 
 def data_state(settings: Settings, drift: Sequence[FoundDrift]) -> str:
     """Changes whenever the answer of ``same_training_data`` may change; cheap to ask for at every tick."""
-    lake = Lake(settings.lake)
-    tables = (feature_tables.FEATURES, feature_tables.SIMULATED_FEATURES)
+    simulated = Lake(settings.lake).version(feature_tables.SIMULATED_FEATURES)
     champion = read_champion(settings.models_dir)
     marts = sorted((str(file), file.stat().st_mtime_ns) for file in _marts(settings.marts_dir))
     return json.dumps(
         [
-            [lake.version(name) for name in tables],
+            simulated,
             marts,
             None if champion is None else champion["version"],
             [found.at.isoformat() for found in drift],

@@ -23,6 +23,7 @@ from smoke_platform.domain.features import FEATURE_NAMES
 from smoke_platform.orchestration import drift_monitor, monitoring, monitors, names, performance_monitor
 from smoke_platform.serving.app import create_app
 from smoke_platform.settings import Settings
+from smoke_platform_tests import monitoring_lake
 from smoke_platform_tests.monitoring_lake import (
     as_landed,
     land,
@@ -84,6 +85,12 @@ def bench(tmp_path: Path, settings_for: Callable[..., Settings], free_port: Call
     )
     with dg.DagsterInstance.ephemeral() as instance:
         yield Bench(settings, instance)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves Evidently out, which takes seconds, where the verdict on the whole day is what matters."""
+    monkeypatch.setattr(drift_monitor, "draw_drift", lambda *_args, **_more: DrawnDrift("", {}, 0.0, {}))
 
 
 def _training() -> pl.DataFrame:
@@ -156,6 +163,7 @@ def test_a_day_of_other_sensors_has_drifted(bench: Bench) -> None:
     assert {"data", "silent sensors"} <= set(data["indicators"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_odd_device_is_named_and_does_not_make_the_fleet_drift(bench: Bench) -> None:
     """Or one detector that somebody has put above a stove lets the whole fleet be trained anew."""
     publish_champion(bench.settings, _training())
@@ -179,12 +187,11 @@ def test_one_odd_device_is_named_and_does_not_make_the_fleet_drift(bench: Bench)
     assert {"tvoc_ppb", "pm2_5"} <= set(worst["sensors"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_day_in_parts_is_judged_like_the_day_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a large fleet, which is read part by part, gets another verdict than a small one."""
     publish_champion(bench.settings, _training())
     land(bench.settings, _yesterday(devices=3))
-    # What Evidently draws is a sample, whatever the parts.
-    monkeypatch.setattr(drift_monitor, "draw_drift", lambda *_args, **_more: DrawnDrift("", {}, 0.0, {}))
     drift_monitor.drift_report(bench.settings, YESTERDAY, datetime.now(UTC))
     whole: Any = report_data(bench.settings, "drift")
     monkeypatch.setattr(drift_monitor, "ROWS_AT_ONCE", 9_000)
@@ -193,6 +200,20 @@ def test_a_day_in_parts_is_judged_like_the_day_at_once(bench: Bench, monkeypatch
     assert len(parts["devices"]) == 3
     assert _numbers(parts) == pytest.approx(_numbers(whole), rel=1e-9)
     assert parts["devices"] == whole["devices"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_model_that_calls_everything_fire_is_still_compared(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the worst of all models leaves no quiet row to compare, and so no report."""
+    monkeypatch.setattr(monitoring_lake, "BIAS", 50.0)
+    publish_champion(bench.settings, _training())
+    land(bench.settings, _yesterday(devices=2))
+    told = bench.run(names.JOB_DRIFT, YESTERDAY.isoformat())
+    assert told.checks["predictions_within_limits"] is False
+    assert told.materialised is not None
+    assert told.materialised["rows_compared"] == told.materialised["rows_of_the_day"]
+    data: Any = report_data(bench.settings, "drift")
+    assert data["compared"] == "all rows, as too few are not called fire"
 
 
 def _numbers(data: Any) -> dict[str, float]:
@@ -204,6 +225,7 @@ def _numbers(data: Any) -> dict[str, float]:
     }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_more_labelled_fire_than_in_training_is_target_drift(bench: Bench) -> None:
     """Or the world burns more often than the model was told, and nobody asks why."""
     publish_champion(bench.settings, _training())
