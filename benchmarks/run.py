@@ -21,6 +21,7 @@ SUITES = {
     "serving": "/predict beside an endpoint that does nothing",
     "alarms": "from a reading to its alarm, beside a bare echo and two stream processors",
     "windows": "window statistics: both engines beside Bytewax and Pathway",
+    "models": "the drift verdict beside Evidently's, a full retrain beside a grid search",
     "startup": "from `up` to the first landed reading, memory of each process",
 }
 

@@ -409,6 +409,14 @@ class Settings(BaseModel):
     gate_min_f1: float = _setting(
         "SMOKE_GATE_MIN_F1", 0.75, "Least grouped F1 (fire class) of a champion", section="Model", ge=0, le=1
     )
+    drift_retrain_cooldown_hours: float = _setting(
+        "SMOKE_DRIFT_RETRAIN_COOLDOWN_HOURS",
+        24.0,
+        "Drift asks for a training run no sooner than this after the one it asked for before; 0: never",
+        section="Model",
+        ge=0,
+        le=8760,
+    )
     training_seed: int = _setting(
         "SMOKE_TRAINING_SEED", 7, "Seed of training and of its simulated set", section="Model", ge=0
     )

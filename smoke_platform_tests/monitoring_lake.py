@@ -12,6 +12,7 @@ import polars as pl
 from smoke_platform.adapters.lake import READINGS_SCHEMA, Lake
 from smoke_platform.adapters.scorer import OnnxScorer, read_champion
 from smoke_platform.domain.features import FEATURE_NAMES, feature_matrix, features_of_frame
+from smoke_platform.domain.lake_records import ALARM_COLUMNS, DAY, READING
 from smoke_platform.domain.simulator import simulate
 from smoke_platform.settings import Settings
 from smoke_platform_tests import scorer_models
@@ -59,9 +60,57 @@ def publish_champion(settings: Settings, reference: pl.DataFrame | None, version
     if reference is not None:
         features = features_of_frame(reference.sort("device_id", "event_time"))
         probability = scorer.score(np.ascontiguousarray(feature_matrix(features)))
-        snapshot = features.select(*FEATURE_NAMES, "fire_alarm").with_columns(probability=probability)
+        snapshot = features.select("device_id", *FEATURE_NAMES, label="fire_alarm").with_columns(
+            probability=probability, called=probability >= scorer.threshold
+        )
         snapshot.write_parquet((settings.models_dir / scorer.champion.path).parent / "reference.parquet")
     return scorer
+
+
+def log_predictions(settings: Settings, frame: pl.DataFrame, scores: pl.Series | float, version: str = "1") -> None:
+    """Writes ``lake/predictions`` for landed readings, each scored 0.2 s after its arrival."""
+    at = pl.col("append_time") + pl.lit(timedelta(milliseconds=200))
+    rows = frame.select(
+        pl.col("append_time").dt.date().alias(DAY),
+        *READING,
+        (pl.lit(scores) if isinstance(scores, float) else scores).cast(pl.Float64).alias("score"),
+        pl.lit(0, pl.Int8).alias("level"),
+        pl.lit(0, pl.Int64).alias("hits"),
+        pl.lit(version).alias("model_version"),
+        pl.lit(0.5).alias("threshold"),
+        pl.lit("f").alias("feature_version"),
+        at.alias("at"),
+    )
+    Lake(settings.lake).append("predictions", rows, partition_by=[DAY])
+
+
+def log_alarm(settings: Settings, device: str, begins: datetime, ends: datetime, verdict: str | None = None) -> None:
+    """Writes a fire alarm of ``lake/alarms``: raised, over after ``ends`` and the off-delay, judged by an operator."""
+    base = {"device_id": device, "kind": "fire", "alarm_id": f"{device}-{begins:%H%M%S}", "topic_id": "t0"}
+    over = ends + timedelta(seconds=60)
+    # Revisions rise over the whole life of a device's alarms.
+    first = int(begins.timestamp())
+    records = [
+        {"event": "raised", "revision": first, "event_time": begins, "holds": True, "verdict": None},
+        {"event": "latched", "revision": first + 1, "event_time": over, "holds": False, "verdict": None},
+    ]
+    if verdict is not None:
+        records.append(
+            {"event": "verdict", "revision": first + 2, "event_time": None, "holds": False, "verdict": verdict}
+        )
+    columns = {DAY: pl.Date(), **ALARM_COLUMNS}
+    rows = [
+        {
+            **dict.fromkeys(columns),
+            **base,
+            "severity": "high",
+            "model_version": "1",
+            DAY: datetime.now(UTC).date(),
+            **record,
+        }
+        for record in records
+    ]
+    Lake(settings.lake).append("alarms", pl.DataFrame(rows, schema=columns, orient="row"), partition_by=[DAY])
 
 
 def today() -> datetime:

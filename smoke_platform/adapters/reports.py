@@ -140,6 +140,9 @@ def _plain(value: Any) -> Any:
 
 #: Fixed for every sample size: Evidently's own choice changes its method at 1,000 rows, and its verdict with it.
 DRIFT_METHOD = "wasserstein"
+SHARE_METHOD = "jensenshannon"
+
+_Column = Mapping[str, "npt.NDArray[np.floating[Any]]"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,22 +151,27 @@ class DrawnDrift:
 
     Attributes:
         page: HTML, about 4.5 MB whatever the data, complete in itself.
-        distances: column -> normed Wasserstein distance as Evidently computes it.
+        distances: column -> normed Wasserstein distance as Evidently computes it, those drawn beside included.
         drifted_share: Evidently's share of drifted columns, 0..1.
+        shares: name -> Jensen-Shannon distance as Evidently computes it.
     """
 
     page: str
     distances: Mapping[str, float]
     drifted_share: float
+    shares: Mapping[str, float]
 
 
 def draw_drift(
-    reference: Mapping[str, npt.NDArray[np.floating[Any]]],
-    current: Mapping[str, npt.NDArray[np.floating[Any]]],
+    reference: _Column,
+    current: _Column,
     columns: Sequence[str],
     *,
     threshold: float,
     drifted_share: float,
+    beside: Sequence[str] = (),
+    shares: Mapping[str, tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]] | None = None,
+    share_threshold: float = 0.1,
 ) -> DrawnDrift:
     """Evidently's drift report of ``columns``, one named method for all of them.
 
@@ -174,35 +182,76 @@ def draw_drift(
         current: the same for the day.
         threshold: distance from which on a column counts as drifted.
         drifted_share: share of drifted columns from which on the page calls the data set drifted.
+        beside: more columns, drawn and measured alike but not counted in the share.
+        shares: name -> whether it is so in each row of training and of the day, bool ``[n]``; of any rows.
+        share_threshold: Jensen-Shannon distance from which on one of them counts as drifted.
     """
     # Evidently sends usage statistics unless this is set before it is imported.
     os.environ.setdefault("DO_NOT_TRACK", "1")
     import pandas as pd
     from evidently import DataDefinition, Dataset, Report
+    from evidently.metrics import ValueDrift
     from evidently.presets import DataDriftPreset
 
-    names = list(columns)
+    names = [*columns, *beside]
     definition = DataDefinition(numerical_columns=names)
     before, now = (
         Dataset.from_pandas(pd.DataFrame({name: side[name] for name in names}), data_definition=definition)
         for side in (reference, current)
     )
-    preset = DataDriftPreset(columns=names, num_method=DRIFT_METHOD, num_threshold=threshold, drift_share=drifted_share)
+    preset = DataDriftPreset(
+        columns=list(columns), num_method=DRIFT_METHOD, num_threshold=threshold, drift_share=drifted_share
+    )
+    alone = [ValueDrift(column=name, method=DRIFT_METHOD, threshold=threshold) for name in beside]
     with warnings.catch_warnings():
         # A column that is constant (a sensor at its floor all day) makes its correlation plot divide by zero.
         warnings.simplefilter("ignore", RuntimeWarning)
-        drawn = Report([preset]).run(now, before)
-    found = {
-        entry["config"]["column"]: float(entry["value"])
-        for entry in drawn.dict()["metrics"]
-        if entry["config"]["type"] == "evidently:metric_v2:ValueDrift"
-    }
+        drawn = Report([preset, *alone]).run(now, before)
+    found = _value_drifts(drawn)
     share = next(
         float(entry["value"]["share"])
         for entry in drawn.dict()["metrics"]
         if entry["config"]["type"] == "evidently:metric_v2:DriftedColumnsCount"
     )
-    return DrawnDrift(drawn.get_html_str(as_iframe=False), found, share)
+    of_shares: dict[str, float] = {}
+    for name, sides in (shares or {}).items():
+        words = [pd.DataFrame({name: ["yes" if so else "no" for so in side.tolist()]}) for side in sides]
+        kind = DataDefinition(categorical_columns=[name])
+        was, is_now = (Dataset.from_pandas(frame, data_definition=kind) for frame in words)
+        metric = ValueDrift(column=name, method=SHARE_METHOD, threshold=share_threshold)
+        of_shares |= _value_drifts(Report([metric]).run(is_now, was))
+    return DrawnDrift(drawn.get_html_str(as_iframe=False), found, share, of_shares)
+
+
+def _value_drifts(drawn: Any) -> dict[str, float]:
+    return {
+        entry["config"]["column"]: float(entry["value"])
+        for entry in drawn.dict()["metrics"]
+        if entry["config"]["type"] == "evidently:metric_v2:ValueDrift"
+    }
+
+
+def headed(drawn: str, title: str, lead: str, headline: str, sections: Iterable[Section]) -> str:
+    """A page that another program has drawn, with a summary of ours above it; the arguments are those of ``page``."""
+    head = (
+        f'<div class="smoke-summary"><style>{_scoped(_STYLE)}</style><h1>{html.escape(title)}</h1>'
+        f'<p class="muted">{html.escape(lead)}</p><p class="score">{html.escape(headline)}</p>'
+        f"{''.join(_section(section) for section in sections)}</div>"
+    )
+    return drawn.replace("<body>", f"<body>{head}", 1) if "<body>" in drawn else head + drawn
+
+
+def _scoped(style: str) -> str:
+    """The style for the summary alone: what is drawn below has its own."""
+    rules = [rule for rule in style.strip().split("}") if rule.strip()]
+    scoped = []
+    for rule in rules:
+        selectors, _, body = rule.strip().partition("{")
+        places = [
+            ".smoke-summary" if name in (":root", "body") else f".smoke-summary {name}" for name in selectors.split(",")
+        ]
+        scoped.append(f"{','.join(places)}{{{body}}}")
+    return "".join(scoped)
 
 
 # -- pages of our own --------------------------------------------------------------------------------------------

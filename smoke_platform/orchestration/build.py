@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import dagster as dg
 
-from smoke_platform.orchestration import audit, external_validation, landing, maintenance, models, monitoring, warehouse
+from smoke_platform.orchestration import (
+    audit,
+    external_validation,
+    landing,
+    maintenance,
+    models,
+    monitoring,
+    retraining,
+    warehouse,
+)
 from smoke_platform.settings import Settings, load_settings
 
 
@@ -21,5 +30,6 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
         models.definitions(chosen),
         external_validation.definitions(chosen),
         monitoring.definitions(chosen),
+        retraining.definitions(chosen),
         maintenance.definitions(chosen),
     )

@@ -1,7 +1,8 @@
 """The monitoring assets: drift, data quality, model performance and history, with their checks, jobs and schedules.
 
 Belongs here: how a monitor's outcome becomes a materialisation and check results, and when each runs. Does not: what
-the monitors do (``orchestration.monitors``) and compute (``domain``).
+the monitors do (``monitors``, ``drift_monitor``, ``performance_monitor``) and compute (``domain``), training anew
+(``retraining``).
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,24 +13,24 @@ import dagster as dg  # its annotations are looked at when assets are made, so n
 
 from smoke_platform.adapters.dead_letters import count_by_reason
 from smoke_platform.domain.errors import SmokeError
-from smoke_platform.orchestration import names, partitions
+from smoke_platform.orchestration import drift_monitor, names, partitions, performance_monitor
+from smoke_platform.orchestration.drift_monitor import drift_report
 from smoke_platform.orchestration.monitors import (
     NotEvaluated,
     Outcome,
     Verdict,
     data_quality,
-    drift_report,
-    model_performance,
     quality_window,
     summary_markdown,
     whole_history,
 )
+from smoke_platform.orchestration.performance_monitor import model_performance
 from smoke_platform.settings import Settings
 
 Step = Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]
 
 CHECKS: dict[dg.AssetKey, tuple[str, ...]] = {
-    names.DRIFT_REPORT: ("drift_within_limits",),
+    names.DRIFT_REPORT: drift_monitor.CHECKS,
     names.DATA_QUALITY: (
         "score_at_least_70",
         "completeness_at_least_90",
@@ -37,7 +38,7 @@ CHECKS: dict[dg.AssetKey, tuple[str, ...]] = {
         "sensors_plausible",
         "rejects_below_10",
     ),
-    names.MODEL_PERFORMANCE: ("accuracy_at_least_70", "api_answers_within_5_s", "health_at_least_50"),
+    names.MODEL_PERFORMANCE: performance_monitor.CHECKS,
     names.HISTORY: ("no_repeated_recordings",),
 }
 
@@ -56,7 +57,11 @@ def definitions(settings: Settings) -> dg.Definitions:
         for key, name, description in (
             (names.DRIFT_REPORT, names.JOB_DRIFT, "Compare a day's features with the champion's training data"),
             (names.DATA_QUALITY, names.JOB_QUALITY, "Judge the readings of the last 24 hours"),
-            (names.MODEL_PERFORMANCE, names.JOB_PERFORMANCE, "Score readings of known truth, and probe the API"),
+            (
+                names.MODEL_PERFORMANCE,
+                names.JOB_PERFORMANCE,
+                "Judge the logged scores of known truth, and probe the API",
+            ),
             (names.HISTORY, names.JOB_HISTORY, "What the whole lake says: trends, rhythms, copies, ageing, causes"),
         )
     }
@@ -138,12 +143,13 @@ def _performance_asset(settings: Settings) -> dg.AssetsDefinition:
     deps = [
         dg.AssetDep(names.FEATURES, partition_mapping=dg.AllPartitionMapping()),
         dg.AssetDep(names.CHAMPION_MODEL),
+        *(dg.AssetDep(names.RECORDS[name]) for name in ("alarms", "predictions")),
     ]
 
     @dg.multi_asset(
         **_spec(
             names.MODEL_PERFORMANCE,
-            "The champion on readings of known truth, and the API's answers",
+            "What was logged of readings of known truth, fires and alarms, and the API's answers",
             deps,
             kinds={"onnx"},
         )

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.spatial import distance
 
 from smoke_platform.domain import drift
+from smoke_platform.domain.features import FEATURE_NAMES
+from smoke_platform.domain.readings import ALL_SENSOR_NAMES
 
 VALUES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60)
 NAN = float("nan")
@@ -70,3 +73,167 @@ def test_a_constant_column_does_not_divide_by_zero() -> None:
     still = {"x": np.zeros(500)}
     assert drift.compare(still, still, ["x"]).columns[0].distance == 0.0
     assert drift.compare(still, {"x": np.ones(500)}, ["x"]).drifted == ("x",)
+
+
+# -- streams -----------------------------------------------------------------------------------------------------
+
+#: Few different values, so that atoms and equal knots come up, or any.
+STREAM = st.one_of(st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=80), VALUES)
+
+
+@settings(max_examples=200, deadline=None)
+@given(STREAM, STREAM, st.integers(1, 6), st.randoms(use_true_random=False))
+def test_a_stream_in_parts_is_as_far_away_as_all_at_once(a, b, parts, chance) -> None:
+    """Or a day that does not fit into memory gets another verdict than the same day on a larger machine."""
+    reference, values = drift.ordered(np.array(a)), np.array(b)
+    whole, merged = drift.Tally(reference), drift.Tally(reference)
+    whole.add(values)
+    chance.shuffle(b)
+    for part in np.array_split(np.array(b), parts):
+        other = drift.Tally(reference)
+        other.add(part)
+        merged.merge(other)
+    exact = drift.wasserstein(reference.values, values) / reference.spread
+    scale = (np.abs(values).max() + np.abs(reference.values).max()) / reference.spread
+    for tally in (whole, merged):
+        least, most = tally.bounds()
+        assert least - 1e-9 * scale <= exact <= most + 1e-9 * scale
+        assert tally.ks == pytest.approx(drift.kolmogorov_smirnov(reference.values, values), abs=1e-12)
+        # What the docstring proves: half of the mass of each gap times its width.
+        assert most - least <= np.diff(np.unique(reference.values)).sum() / 2 / reference.spread + 1e-9 * scale
+
+
+@settings(max_examples=100, deadline=None)
+@given(VALUES, VALUES)
+def test_finer_knots_close_in_on_the_exact_distance(a: list[float], b: list[float]) -> None:
+    """Or a column near the threshold is judged by chance."""
+    reference, values = drift.ordered(np.array(a)), np.array(b)
+    tally = drift.Tally(reference)
+    tally.add(values)
+    exact = drift.wasserstein(reference.values, values) / reference.spread
+    scale = (np.abs(values).max() + np.abs(reference.values).max() + 1) / reference.spread
+    for _ in range(3):
+        tally = tally.finer()
+        tally.add(values)
+    assert sum(tally.bounds()) / 2 == pytest.approx(exact, abs=1e-5 * scale)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3, 0.49, 0.52, 2.0])
+def test_a_stream_against_a_training_sample_is_decided(shift: float) -> None:
+    """Or the bounds are too wide to be of use at the sizes that occur."""
+    chance = np.random.default_rng(5)
+    reference = drift.ordered(np.clip(chance.normal(0, 1, 5_000), -1, None).astype(np.float32))
+    values = np.clip(chance.normal(shift, 1.0, 200_000), -1, None).astype(np.float32)
+    tally = drift.Tally(reference)
+    for part in np.array_split(values, 7):
+        tally.add(part)
+    least, most = tally.bounds()
+    assert most - least < 0.001
+    exact = drift.compare({"x": reference}, {"x": values}, ["x"]).columns[0]
+    assert tally.drift("x").distance == pytest.approx(exact.distance, abs=0.001)
+    assert tally.drift("x").mean_current == pytest.approx(exact.mean_current, rel=1e-6, abs=1e-6)
+
+
+def test_what_is_not_measured_is_counted_in_a_stream_too() -> None:
+    """Or a sensor that falls silent in a large fleet is not missed."""
+    reference = drift.ordered(_sample()["x"])
+    tally = drift.Tally(reference)
+    tally.add(np.full(1000, NAN))
+    tally.add(_sample(seed=1, rows=200)["x"])
+    found = tally.drift("x")
+    assert found.missing_current == pytest.approx(1000 / 1200)
+    assert found.cause == "missing"
+    never = drift.Tally(drift.ordered(np.full(500, NAN)))
+    never.add(np.ones(500))
+    assert never.drift("x").cause == "missing"
+
+
+# -- shares ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_the_distance_of_shares_agrees_with_scipy(p: float, q: float) -> None:
+    """Or the limit that is Evidently's own is held against another number."""
+    expected = distance.jensenshannon([p, 1 - p], [q, 1 - q])
+    assert drift.jensen_shannon(p, q) == pytest.approx(expected, abs=1e-7)
+
+
+def test_only_more_fire_than_in_training_is_drift() -> None:
+    """Or every peaceful day is drift, for training is full of fires on purpose."""
+    assert not drift.ShareDrift("x", 0.2, 0.0, 1000).drifted
+    assert drift.ShareDrift("x", 0.0, 0.2, 1000).drifted
+    assert not drift.ShareDrift("x", 0.0, 0.2, 10).drifted
+
+
+# -- sensors and devices -----------------------------------------------------------------------------------------
+
+
+def test_every_feature_belongs_to_its_sensors() -> None:
+    """Or a new feature drifts without any sensor's name."""
+    for name in FEATURE_NAMES:
+        assert set(drift.sensors_of(name)) <= set(ALL_SENSOR_NAMES)
+    assert drift.sensors_of("pm2_5_rise") == ("pm2_5",)
+    assert drift.sensors_of("smoke_and_gas") == ("pm2_5", "tvoc_ppb")
+    with pytest.raises(ValueError, match="shoe_size"):
+        drift.sensors_of("shoe_size")
+
+
+def _features(rows: int = 400, **shifts: float) -> dict[str, np.ndarray]:
+    chance = np.random.default_rng(len(shifts))
+    return {name: chance.normal(shifts.get(name, 0.0), 1.0, rows) for name in FEATURE_NAMES}
+
+
+def test_drift_is_told_by_sensor() -> None:
+    """Or an operator reads forty-seven names of features and does not know which sensor to change."""
+    now = _features(tvoc_ppb=3.0, tvoc_ppb_rise=2.0, smoke_and_gas=5.0)
+    now["co_ppm"][:] = NAN
+    sensors = drift.by_sensor(drift.compare(_features(), now, FEATURE_NAMES))
+    first = sensors[0]
+    assert (first.sensor, set(first.drifted), first.worst) == ("tvoc_ppb", {"tvoc_ppb", "tvoc_ppb_rise"}, "tvoc_ppb")
+    silent = [sensor.sensor for sensor in sensors if sensor.silent]
+    assert silent == ["co_ppm"]
+    assert all(not sensor.drifted for sensor in sensors if sensor.sensor not in ("tvoc_ppb", "co_ppm"))
+
+
+def _device(name: str, share: float | None) -> drift.DeviceDrift:
+    return drift.DeviceDrift(name, 1000, 24, share, (), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "odd"),
+    [
+        ([0.9, 0.0, 0.1], ("d0",)),
+        ([0.9, 0.9, 0.1], ()),
+        ([0.9], ()),
+        ([0.9, 0.0], ("d0",)),
+        ([0.9, None, None], ()),
+        ([0.0, 0.1], ()),
+    ],
+)
+def test_one_odd_device_is_told_from_a_fleet_that_has_drifted(shares: list[float | None], odd: tuple[str, ...]) -> None:
+    """Or a broken device trains the model anew, or a fleet that has drifted is taken for a heap of broken devices."""
+    assert drift.odd_ones([_device(f"d{number}", share) for number, share in enumerate(shares)]) == odd
+
+
+def test_a_device_is_not_judged_by_an_hour() -> None:
+    """Or a device that was switched on at noon is odd because it is noon."""
+    summary = drift.compare(_features(), _features(tvoc_ppb=9.0), FEATURE_NAMES)
+    assert drift.of_device("d", summary, rows=1000, hours=2, fire_share=0.0).share is None
+    assert drift.of_device("d", summary, rows=1000, hours=24, fire_share=0.0).share is not None
+    assert drift.of_device("d", None, rows=1000, hours=24, fire_share=0.0).share is None
+
+
+def test_the_signs_of_drift_are_told_apart() -> None:
+    """Or four reasons to worry count as one."""
+    reference = {name: drift.ordered(values) for name, values in {**_features(), "prediction": np.zeros(400)}.items()}
+    tally = drift.FleetTally(reference)
+    now = {**_features(**dict.fromkeys(FEATURE_NAMES, 3.0)), "prediction": np.full(400, 0.4)}
+    tally.add(now, rows=600, called=200, labelled=600, labelled_fires=500)
+    day = tally.day(fire_share_reference=0.02, label_share_reference=0.02, devices=[_device("a", 1.0)], odd=["a"])
+    assert day.indicators == ("data", "scores", "calls", "target", "fire share", "odd devices")
+    assert tally.fire_share == pytest.approx(1 / 3)
+    assert day.as_dict()["devices"][0]["odd"] is True
+    calm = drift.FleetTally(reference)
+    calm.add({**_features(), "prediction": np.zeros(400)}, rows=400, called=0, labelled=0, labelled_fires=0)
+    assert calm.day(fire_share_reference=0.02, label_share_reference=0.02, devices=[], odd=[]).indicators == ()

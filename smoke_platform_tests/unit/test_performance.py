@@ -45,6 +45,23 @@ def test_each_source_has_its_own_figures() -> None:
     assert (found["simulator"].accuracy, found["csv"].accuracy) == (1.0, 0.0)
 
 
+def test_each_row_is_judged_by_the_threshold_of_its_own_model() -> None:
+    """Or a score that was an alarm under yesterday's model counts as none under today's."""
+    probability, truth = np.array([0.6, 0.6]), np.array([True, False])
+    lines = np.array([0.5, 0.7])
+    assert performance.figures(probability, truth, lines).accuracy == 1.0
+    found = performance.figures_by_source(probability, truth, ["a", "b"], lines)
+    assert (found["a"].accuracy, found["b"].accuracy) == (1.0, 1.0)
+
+
+def test_latency_is_of_all_rows() -> None:
+    """Or the slowest scores, those that matter, leave no trace."""
+    found = performance.latency(np.arange(101, dtype=float))
+    assert found is not None
+    assert (found.rows, found.median_s, found.p95_s, found.p99_s) == (101, 50.0, 95.0, 99.0)
+    assert performance.latency(np.empty(0)) is None
+
+
 def test_figures_of_nothing_are_refused() -> None:
     """Or a division by zero becomes an accuracy."""
     with pytest.raises(ValueError, match="0"):
@@ -60,18 +77,20 @@ def test_health_follows_its_formula() -> None:
     quick = [Probe("/health", 0.05), Probe("/predict/sample", 0.05)]
     assert performance.health(_perfect(), quick).score == pytest.approx(100.0)
     slow = [Probe("/health", 5.0)]
-    assert performance.health(_perfect(), slow).score == pytest.approx(85.0)
+    assert performance.health(_perfect(), slow).score == pytest.approx(100 * 0.70 / 0.85)
     half = [Probe("/health", 0.05), Probe("/health", None, "refused")]
-    assert performance.health(_perfect(), half).score == pytest.approx(95.0)
+    assert performance.health(_perfect(), half).score == pytest.approx(100 * 0.80 / 0.85)
     wrong = performance.figures(np.array([0.0, 1.0]), np.array([True, False]), 0.5)
-    assert performance.health(wrong, quick).score == pytest.approx(40.0)
+    assert performance.health(wrong, quick).score == pytest.approx(100 * 0.35 / 0.85)
+    assert performance.health(_perfect(), quick, caught=0.0).score == pytest.approx(85.0)
+    assert performance.health(_perfect(), quick, caught=1.0, scoring_seconds=5.0).score == pytest.approx(85.0)
 
 
 def test_what_was_not_measured_is_named_and_leaves_its_weight() -> None:
     """Or an API that is down counts as a quick one, or a model without truth as a good one."""
     down = performance.health(_perfect(), [Probe("/health", None, "refused")])
-    assert down.unmeasured == ("responsiveness",)
-    assert down.score == pytest.approx(100 * (0.60 + 0.15) / 0.85)
+    assert down.unmeasured == ("alarms", "responsiveness")
+    assert down.score == pytest.approx(100 * (0.50 + 0.10) / 0.70)
     blind = performance.health(None, [Probe("/health", 0.05)])
     assert blind.score is None
-    assert blind.unmeasured == ("detection", "confidence")
+    assert blind.unmeasured == ("detection", "alarms", "confidence")

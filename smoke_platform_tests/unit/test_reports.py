@@ -43,6 +43,32 @@ def test_evidently_finds_a_shift_and_only_that(shift: float, share: float) -> No
     assert "moved" in drawn.page
 
 
+def test_evidently_measures_scores_and_shares_beside_the_features() -> None:
+    """Or drift of the model's scores raises the share of drifted features, or is judged by another test than ours."""
+    before, now = _sides(0.0)
+    before["score"], now["score"] = before["moved"], now["moved"] + np.float32(5)
+    was, is_now = np.arange(1000) < 50, np.arange(1000) < 300
+    drawn = reports.draw_drift(
+        before, now, ["moved"], threshold=0.5, drifted_share=0.3, beside=["score"], shares={"fire": (was, is_now)}
+    )
+    assert drawn.drifted_share == 0.0
+    exact = drift.compare(before, now, ["score"]).columns[0]
+    assert drawn.distances["score"] == pytest.approx(exact.distance, rel=1e-4)
+    assert drawn.shares["fire"] == pytest.approx(drift.jensen_shannon(0.05, 0.3))
+    assert drawn.page.count("<body>") == 1
+
+
+def test_our_summary_stands_above_what_was_drawn() -> None:
+    """Or the verdict on the whole day is hidden behind a sample's plots, or our style breaks them."""
+    sections = [Section("devices", [{"device": "<b>x</b>"}])]
+    page = reports.headed("<html><body><p>plots</p></body></html>", "Drift", "a day", "no sign", sections)
+    assert page.index("no sign") < page.index("plots")
+    assert "&lt;b&gt;x&lt;/b&gt;" in page
+    style = page[page.index("<style>") + 7 : page.index("</style>")]
+    rules = [rule.partition("{")[0] for rule in style.split("}") if rule]
+    assert all(selector.startswith(".smoke-summary") for rule in rules for selector in rule.split(","))
+
+
 def test_evidently_does_not_report_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a fire-safety platform tells a third party that it runs."""
     from evidently import telemetry
