@@ -29,7 +29,8 @@ import polars as pl
 
 import smoke_platform
 from smoke_platform.adapters.feature_tables import Examples, Progress, silent
-from smoke_platform.domain import evaluation, features, simulator
+from smoke_platform.domain import alarm_evaluation, evaluation, features, simulator
+from smoke_platform.domain.alarm_outcomes import AlarmOutcomes
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.promotion import PARITY_LEAST_ROWS, Figures, Parity
 
@@ -564,6 +565,21 @@ def _f1(artifact: bytes, threshold: float, held: Examples) -> float:
     return evaluation.confusion(held.label, called, held.weight).f1
 
 
+def held_out_outcomes(artifact: bytes, threshold: float, examples: Examples) -> AlarmOutcomes:
+    """What the fire alarms of the rule ``model`` do to the fires, nuisances and quiet air of these rows.
+
+    Two models that are given the same rows are judged on the same episodes.
+
+    Args:
+        artifact: ONNX model. threshold: its own.
+        examples: every reading of groups that the model was not trained on, such as
+            ``examples.only(examples.holdout)`` of ``feature_tables.load_examples``.
+    """
+    watch = examples.watched()
+    scores = OnnxModel(artifact).score(watch.matrix)
+    return alarm_evaluation.outcomes(watch, alarm_evaluation.replay(watch, scores, threshold, sensors=False))
+
+
 def code_version() -> str:
     """Version of the package and a hash of the modules that decide what a model is."""
     root = Path(smoke_platform.__file__).parent
@@ -571,6 +587,7 @@ def code_version() -> str:
     for name in (
         "adapters/feature_tables.py",
         "adapters/trainer.py",
+        "domain/alarm_evaluation.py",
         "domain/evaluation.py",
         "domain/features.py",
         *(f"domain/{name}.py" for name in simulator.SOURCE_MODULES),
