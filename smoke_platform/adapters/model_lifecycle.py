@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from smoke_platform.adapters import feature_tables, trainer
+from smoke_platform.adapters import evaluation_page, feature_tables, trainer
 from smoke_platform.adapters.feature_tables import Examples, Progress, TrainingWorld, silent
 from smoke_platform.adapters.lake import Lake
 from smoke_platform.adapters.registry import Registry
@@ -42,7 +42,7 @@ def training_world(settings: Settings) -> TrainingWorld:
 def train_candidate(
     settings: Settings, registry: Registry, *, source: str = "auto", progress: Progress = silent
 ) -> Candidate:
-    """Trains on what ``feature_tables.load_examples`` chooses, and registers the result as a new version.
+    """Trains on what ``feature_tables.load_examples`` chooses, registers a new version and writes its page.
 
     Raises:
         SmokeError: when there is nothing to train on.
@@ -52,7 +52,9 @@ def train_candidate(
     trained = trainer.train(examples, settings.training_seed, progress)
     progress("registering the version")
     number = registry.register(trained.artifact, trained.manifest, trained.reference)
-    return Candidate(number, registry.manifest(number))
+    manifest = registry.manifest(number)
+    evaluation_page.write(settings, number, manifest, trained.curves)
+    return Candidate(number, manifest)
 
 
 def judge(settings: Settings, registry: Registry, number: int) -> Verdict:
