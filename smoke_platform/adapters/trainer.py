@@ -542,7 +542,7 @@ def train(
     progress("choosing the final model")
     choice = choose(learning, seed, progress, algorithms, watch)
     progress("measuring the flattering random split, for comparison")
-    random_split = _random_split(learning, choice.fitted.algorithm, seed)
+    flattering = random_split(learning, choice.fitted.algorithm, seed)
     measured_on = held if len(held) else learning
     progress("comparing the exported model with the trained one")
     parity = _parity(choice.fitted, measured_on.matrix, seed, parity_rows)
@@ -564,7 +564,7 @@ def train(
         },
         "validation": {
             **grouped,
-            "random_split": random_split,
+            "random_split": flattering,
             "holdout": _holdout(choice.fitted.model, threshold, held),
             "compared": choice.compared,
             "threshold": None if choice.budget is None else asdict(choice.budget),
@@ -598,7 +598,7 @@ def _validate(
     fold = evaluation.group_folds(examples.group.tolist(), examples.label, OUTER_FOLDS, seed)
     called = np.zeros(len(examples), dtype=np.bool_)
     scored = np.zeros(len(examples))
-    alarms: list[AlarmOutcomes] = []
+    ratio = np.full(0 if watch is None else len(watch), np.nan)
     folds = []
     for number in range(int(fold.max()) + 1):
         progress(f"validation on held-out groups, fold {number + 1} of {int(fold.max()) + 1}")
@@ -609,11 +609,8 @@ def _validate(
         scored[rows] = choice.fitted.model.score(held.matrix)
         called[rows] = scored[rows] >= choice.threshold
         if watch is not None:
-            unseen = watch.of(held.device.unique().to_list())
-            levels = alarm_evaluation.replay(
-                unseen, choice.fitted.model.score(unseen.matrix), choice.threshold, sensors=False
-            )
-            alarms.append(alarm_evaluation.outcomes(unseen, levels))
+            unseen = np.isin(watch.devices, held.device.unique().to_list())[watch.slots]
+            ratio[unseen] = choice.fitted.model.score(watch.matrix[unseen]) / choice.threshold
         counts = evaluation.confusion(held.label, called[rows], held.weight)
         folds.append(
             {
@@ -634,8 +631,9 @@ def _validate(
         answer["episodes"] = evaluation.episodes(
             examples.episode.to_list(), examples.kind.to_list(), examples.label, called, examples.seconds
         )
-    if alarms:
-        answer["alarms"] = alarm_evaluation.summary(alarm_evaluation.joined(alarms), seed)
+    if watch is not None:
+        levels = alarm_evaluation.replay(watch, ratio, sensors=False).model
+        answer["alarms"] = alarm_evaluation.summary(alarm_evaluation.outcomes(watch, levels), seed)
     return answer, scored
 
 
@@ -658,7 +656,7 @@ def importances(model: OnnxModel, threshold: float, held: Examples, seed: int) -
     return answer
 
 
-def _random_split(examples: Examples, algorithm: Algorithm, seed: int) -> dict[str, Any]:
+def random_split(examples: Examples, algorithm: Algorithm, seed: int) -> dict[str, Any]:
     """The figure that is often published: rows of the same minute on both sides of the split."""
     fold = evaluation.random_folds(len(examples), OUTER_FOLDS, seed)
     learn, check = examples.only(fold != 0), examples.only(fold == 0)
@@ -694,12 +692,8 @@ def _holdout(model: OnnxModel, threshold: float, held: Examples) -> dict[str, An
 
 def detectors(watch: Watched, model: OnnxModel, threshold: float) -> dict[str, AlarmOutcomes]:
     """What the model's rule does alone, what the other rules do without a model, and what all do together."""
-    scores = model.score(watch.matrix)
-    levels = {
-        "model": alarm_evaluation.replay(watch, scores, threshold, sensors=False),
-        "rules": alarm_evaluation.replay(watch, None, sensors=True),
-        "together": alarm_evaluation.replay(watch, scores, threshold, sensors=True),
-    }
+    replayed = alarm_evaluation.replay(watch, model.score(watch.matrix), threshold, sensors=True)
+    levels = {"model": replayed.model, "rules": replayed.rules, "together": replayed.together}
     return {name: alarm_evaluation.outcomes(watch, found) for name, found in levels.items()}
 
 
@@ -794,7 +788,7 @@ def held_out_outcomes(artifact: bytes, threshold: float, examples: Examples) -> 
     """
     watch = examples.watched()
     scores = OnnxModel(artifact).score(watch.matrix)
-    return alarm_evaluation.outcomes(watch, alarm_evaluation.replay(watch, scores, threshold, sensors=False))
+    return alarm_evaluation.outcomes(watch, alarm_evaluation.replay(watch, scores, threshold, sensors=False).model)
 
 
 def code_version() -> str:

@@ -190,8 +190,40 @@ def watched(
 
 
 # -- the detector --------------------------------------------------------------------------------------------
-def replay(watch: Watched, scores: Floats | None, threshold: float | Floats = 1.0, *, sensors: bool) -> Levels:
-    """The worst severity that is asserted after each reading, uint8 ``[n]``, as the detector's rules say it.
+@dataclass(frozen=True)
+class Replayed:
+    """The worst severity that is asserted after each reading, uint8 ``[n]``.
+
+    Attributes:
+        together: of all rules, the model's among them.
+        hits: uint32 ``[n]``, the asserted rules, as in ``rules.Verdicts``.
+    """
+
+    together: Levels
+    hits: npt.NDArray[np.uint32]
+
+    @property
+    def model(self) -> Levels:
+        """Of the model's rule alone."""
+        return self._of(["model"])
+
+    @property
+    def rules(self) -> Levels:
+        """Of the others, as if there were no model; rules do not depend on one another."""
+        return self._of([rule.name for rule in rules.RULES if rule.name not in ("model", "agreement")])
+
+    def _of(self, names: Sequence[str]) -> Levels:
+        levels = np.zeros(len(self.hits), dtype=np.uint8)
+        for bit, rule in enumerate(rules.RULES):
+            if rule.name in names:
+                np.maximum(
+                    levels, np.where(self.hits >> np.uint32(bit) & 1, rule.severity, 0), out=levels, casting="unsafe"
+                )
+        return levels
+
+
+def replay(watch: Watched, scores: Floats | None, threshold: float | Floats = 1.0, *, sensors: bool) -> Replayed:
+    """What the detector's rules say after each reading.
 
     Args:
         scores: float64 ``[n]``; ``None``: there is no model.
@@ -208,7 +240,7 @@ def replay(watch: Watched, scores: Floats | None, threshold: float | Floats = 1.
     first = np.searchsorted(watch.slots, watch.slots, side="left")
     order = np.argsort(np.arange(len(watch)) - first, kind="stable")
     state = rules.RuleState(len(watch.devices))
-    levels = np.empty(len(watch), dtype=np.uint8)
+    levels, hits = np.empty(len(watch), dtype=np.uint8), np.empty(len(watch), dtype=np.uint32)
     for low in range(0, len(watch), _CHUNK_ROWS):
         rows = order[low : low + _CHUNK_ROWS]
         measured = (
@@ -219,12 +251,12 @@ def replay(watch: Watched, scores: Floats | None, threshold: float | Floats = 1.
         known = watch.matrix[rows] if sensors else np.full((len(rows), FEATURE_COUNT), np.nan, dtype=np.float32)
         limit = None if scores is None else 1.0
         verdicts = rules.evaluate(state, watch.slots[rows], watch.seconds[rows], measured, known, ratio[rows], limit)
-        levels[rows] = verdicts.fire_level
-    return levels
+        levels[rows], hits[rows] = verdicts.fire_level, verdicts.hits
+    return Replayed(levels, hits)
 
 
 def model_rule(slots: Integers, seconds: Floats, ratio: Floats) -> Booleans:
-    """Where the rule ``model`` is asserted, bool ``[n]``: ``replay`` of one signal alone, many times as fast.
+    """Where the rule ``model`` is asserted, bool ``[n]``: as ``replay`` has it, many times as fast.
 
     Args:
         slots, seconds: ``[n]``, ordered by device and time.

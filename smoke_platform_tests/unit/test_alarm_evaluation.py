@@ -57,9 +57,11 @@ def test_the_fast_rule_is_the_detectors_rule(seed: int, threshold: float) -> Non
     watch, scores = walk(seed, 150, 3)
     levels = evaluation.replay(watch, scores, threshold, sensors=False)
     fast = evaluation.model_rule(watch.slots, watch.seconds, scores / threshold)
-    assert np.array_equal(levels >= FIRE_ALARM, fast)
+    assert np.array_equal(levels.model >= FIRE_ALARM, fast)
+    assert np.array_equal(levels.model, levels.together)
+    assert not levels.rules.any()
     one_each = evaluation.replay(watch, scores, np.full(len(watch), threshold), sensors=False)
-    assert np.array_equal(levels, one_each)
+    assert np.array_equal(levels.model, one_each.model)
 
 
 class GasModel:
@@ -77,7 +79,7 @@ class GasModel:
 def test_replayed_alarms_are_those_that_the_detector_raises(model: GasModel | None) -> None:
     """Figures that come of another logic than the detector's say nothing about the detector."""
     frame = simulate(
-        4, datetime(2024, 1, 5, tzinfo=UTC), 9_000, 4, fires_per_device_day=12, nuisances_per_device_day=20
+        3, datetime(2024, 1, 5, tzinfo=UTC), 7_200, 4, fires_per_device_day=12, nuisances_per_device_day=20
     )
     matrix = features.feature_matrix(features.features_of_frame(frame))
     watch = evaluation.watched(
@@ -92,7 +94,9 @@ def test_replayed_alarms_are_those_that_the_detector_raises(model: GasModel | No
     )
     scores = None if model is None else model.score(matrix)
     levels = evaluation.replay(watch, scores, 0.6, sensors=True)
-    places = np.flatnonzero(evaluation.began(watch, levels))
+    without = evaluation.replay(watch, None, sensors=True)
+    assert np.array_equal(levels.rules >= FIRE_ALARM, without.together >= FIRE_ALARM)
+    places = np.flatnonzero(evaluation.began(watch, levels.together))
     replayed = {(watch.devices[watch.slots[place]], watch.seconds[place]) for place in places}
 
     engine = Engine("Zt3")
@@ -120,7 +124,7 @@ def test_replayed_alarms_are_those_that_the_detector_raises(model: GasModel | No
                     raised.add((record.device_id, record.event_time))
                 sounding[record.device_id] = True
     assert replayed == raised
-    assert len(replayed) >= 4
+    assert len(replayed) >= 2
 
 
 def test_outcomes_are_those_counted_by_hand() -> None:
