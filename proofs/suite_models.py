@@ -11,6 +11,7 @@ as the training set: what is unseen is a device, a season, a way of burning or a
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 import time
@@ -41,15 +42,17 @@ Floats = npt.NDArray[np.float64]
 Booleans = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int64]
 
-#: Other devices, other fires than those of the platform's own training set.
-WORLD = TrainingWorld(fleets=18, devices_per_fleet=6, seed=101)
+#: Other devices, other fires than those of the platform's own training set, and more of them.
+WORLD = TrainingWorld(seed=101, fires_per_device_day=12.0, nuisances_per_device_day=18.0)
 LEAST_FIRES = 135
 DEVICE_FOLDS = 4
 FLEET_FOLDS = 3
 #: Devices are halved for each family: what is judged is unseen in kind and in place.
 FAMILY_HALVES = 2
 #: Quiet air: (devices, days, seconds between readings).
-QUIET = ((48, 1.0, 1.0), (180, 6.2, 10.0))
+QUIET = ((16, 1.0, 1.0), (64, 5.75, 10.0))
+#: Devices that are replayed at once.
+QUIET_BATCH = 16
 FIRST_QUIET_DEVICE = 700_000
 #: The reference trained with a grid of 890 fits; on two cores that took about 50 minutes.
 REFERENCE_FITS, REFERENCE_MINUTES = 890, 50
@@ -128,24 +131,30 @@ def _by_group(
 
 
 def _by_family(examples: Examples, watch: Watched, ratio: Floats, seed: int) -> tuple[Floats, list[dict[str, Any]]]:
-    """``ratio`` with that of each episode from a model which has seen neither its family nor its device."""
+    """``ratio`` with that of each episode from a model which has seen neither its family nor its device.
+
+    One family of fires is left out at a time, and with it one or two of nuisances: fewer trainings, and a harder task.
+    """
     answer = ratio.copy()
     half = evaluation.group_folds(examples.group.tolist(), examples.label, FAMILY_HALVES, seed)
     half_of = dict(zip(examples.device.to_list(), half.tolist(), strict=True))
     of_row = np.array([half_of[name] for name in watch.devices])[watch.slots]
     of_episode = np.array([*(episode.family for episode in watch.episodes), ""])[watch.episode]
+    fires = sorted({episode.family for episode in watch.episodes if episode.kind == "fire"})
+    nuisances = sorted({episode.family for episode in watch.episodes if episode.kind == "nuisance"})
     models = []
-    for family in sorted({episode.family for episode in watch.episodes}):
-        mine = of_episode == family
-        other = (examples.family != family).fill_null(True).to_numpy()
+    for place, fire in enumerate(fires):
+        out = [fire, *nuisances[place :: len(fires)]]
+        mine = np.isin(of_episode, out)
+        other = ~examples.family.is_in(out).fill_null(False).to_numpy()
         for number in range(FAMILY_HALVES):
             began = time.monotonic()
             choice = _choose(examples.only(other & (half != number)), watch.rows(~mine), seed)
             rows = mine & (of_row == number)
             answer[rows] = _ratio(choice, watch, rows)
             taken = time.monotonic() - began
-            models.append({"family": family, "half": number, **_told(choice), "seconds": round(taken, 1)})
-        _say(f"without {family}: {taken:.1f} s a model")
+            models.append({"without": out, "half": number, **_told(choice), "seconds": round(taken, 1)})
+        _say(f"without {', '.join(out)}: {taken:.1f} s a model")
     return answer, models
 
 
@@ -193,10 +202,10 @@ def _quiet(model: OnnxModel, threshold: float, seed: int) -> list[dict[str, Any]
     first = FIRST_QUIET_DEVICE
     for devices, days, interval_s in QUIET:
         found = []
-        for low in range(0, devices, 12):
-            start = datetime(2025, 1, 6, tzinfo=UTC) + timedelta(days=17 * (low // 12))
+        for low in range(0, devices, QUIET_BATCH):
+            start = datetime(2025, 1, 6, tzinfo=UTC) + timedelta(days=68 * (low // QUIET_BATCH))
             frame = simulate(
-                min(12, devices - low),
+                min(QUIET_BATCH, devices - low),
                 start,
                 days * 86_400,
                 seed,
@@ -224,25 +233,26 @@ def _quiet(model: OnnxModel, threshold: float, seed: int) -> list[dict[str, Any]
 
 
 def _twice(folder: Path) -> dict[str, Any]:
-    """The platform's own start-up set, trained on two times, with all figures that the gate asks for."""
+    """The platform's own start-up set: a training with all figures that the gate asks for, and its model once more."""
     lake, seed = Lake(str(folder)), TrainingWorld().seed
     feature_tables.build_simulated(lake, TrainingWorld())
-    runs = []
-    for _ in range(2):
-        began = time.monotonic()
-        trained = trainer.train(feature_tables.simulated_examples(lake), seed)
-        runs.append(
-            {
-                "sha256": trained.manifest["sha256"],
-                "threshold": trained.manifest["threshold"],
-                "algorithm": trained.manifest["algorithm"],
-                "seconds": round(time.monotonic() - began, 1),
-                "processor_seconds": trained.manifest["training_cpu_seconds"],
-            }
-        )
+    began = time.monotonic()
+    trained = trainer.train(feature_tables.simulated_examples(lake), seed)
+    taken = time.monotonic() - began
+    examples = feature_tables.simulated_examples(lake)
+    again = trainer.choose(examples.only(~examples.holdout), seed)
+    sha256 = hashlib.sha256(again.fitted.artifact).hexdigest()
+    manifest = trained.manifest
     return {
-        "same": runs[0]["sha256"] == runs[1]["sha256"] and runs[0]["threshold"] == runs[1]["threshold"],
-        "runs": runs,
+        "sha256": [manifest["sha256"], sha256],
+        "thresholds": [manifest["threshold"], round(again.threshold, 6)],
+        "same": manifest["sha256"] == sha256 and manifest["threshold"] == round(again.threshold, 6),
+        "algorithm": manifest["algorithm"],
+        "fits": trainer.FITS_OF_A_TRAINING,
+        "seconds": round(taken, 1),
+        "processor_seconds": manifest["training_cpu_seconds"],
+        "load": round(os.getloadavg()[0], 1),
+        "validation": {name: manifest["validation"][name] for name in ("grouped", "random_split", "alarms", "holdout")},
         "reference": {"fits": REFERENCE_FITS, "minutes": REFERENCE_MINUTES, "cores": 2},
     }
 
@@ -309,7 +319,7 @@ def _proved(world: TrainingWorld, folder: Path) -> dict[str, Any]:
             part["alarms_per_device_year"] <= alarms.QUIET_ALARMS_PER_DEVICE_YEAR for part in quiet
         ),
         "training twice gives the same model": twice["same"],
-        "a training within 60 s": all(run["seconds"] <= 60 for run in twice["runs"]),
+        "a training within 60 s": twice["seconds"] <= 60,
     }
     return {
         # A goal that is missed is a result; what must hold is that the proof itself is one.

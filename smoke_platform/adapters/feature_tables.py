@@ -122,12 +122,14 @@ class TrainingWorld:
     seed: int = 7
     quiet_every: int = QUIET_EVERY
     episode_every: int = EPISODE_EVERY
+    fires_per_device_day: float = FIRES_PER_DEVICE_DAY
+    nuisances_per_device_day: float = NUISANCES_PER_DEVICE_DAY
 
     def key(self) -> str:
         """Names the rows that come of it: two worlds with one key are the same, down to the last bit."""
-        rates = (FIRES_PER_DEVICE_DAY, NUISANCES_PER_DEVICE_DAY, FIRST_TRAINING_DEVICE)
+        first = FIRST_TRAINING_DEVICE
         return hashlib.sha256(
-            f"{self}{rates}{features.FEATURE_SET_HASH}".encode() + simulator.source_code()
+            f"{self}{first}{features.FEATURE_SET_HASH}".encode() + simulator.source_code()
         ).hexdigest()[:16]
 
     def starts(self) -> list[datetime]:
@@ -159,8 +161,8 @@ def build_simulated(lake: Lake, world: TrainingWorld, progress: Progress = silen
                 start,
                 int(world.hours * 3600),
                 world.seed,
-                fires_per_device_day=FIRES_PER_DEVICE_DAY,
-                nuisances_per_device_day=NUISANCES_PER_DEVICE_DAY,
+                fires_per_device_day=world.fires_per_device_day,
+                nuisances_per_device_day=world.nuisances_per_device_day,
                 first_device=FIRST_TRAINING_DEVICE + fleet * world.devices_per_fleet,
             )
         )

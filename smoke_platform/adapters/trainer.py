@@ -179,6 +179,10 @@ ALGORITHMS: tuple[Algorithm, ...] = (
 )
 
 
+#: In each outer fold and for the final model: every candidate, the chosen one on the other inner folds and on all rows.
+FITS_OF_A_TRAINING = (OUTER_FOLDS + 1) * (sum(len(one.grid) for one in ALGORITHMS) + INNER_FOLDS) + 1
+
+
 # -- one fitted model ----------------------------------------------------------------------------------------
 @dataclass
 class Fitted:
