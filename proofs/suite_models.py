@@ -214,7 +214,7 @@ def _quiet(model: OnnxModel, threshold: float, seed: int) -> list[dict[str, Any]
                 nuisances_per_device_day=0,
                 first_device=first + low,
             )
-            watch = feature_tables.watched_frame(frame, sensors=True)
+            watch = feature_tables.watched_frame(frame)
             levels = alarms.replay(watch, model.score(watch.matrix), threshold, sensors=True)
             found.append(alarms.outcomes(watch, levels.together))
         first += devices

@@ -96,6 +96,28 @@ _Asked = TypeVar("_Asked")
 _EXPORTING = threading.Lock()
 
 
+#: More of these never speaks against a fire. Boosting may not learn that it does, as it would from the few nuisances
+#: that happen to be hotter than the fires beside them.
+SIGNS_OF_FIRE = frozenset(
+    {
+        "pm2_5",
+        "pm2_5_rise",
+        "pm2_5_score",
+        "co_ppm",
+        "co_ppm_rise",
+        "co_ppm_score",
+        "temperature_c_rise",
+        "temperature_c_score",
+        "temperature_c_rate",
+        "smoke_and_gas",
+        "smoke_and_heat",
+        "smoke_and_co",
+        "dry_heat",
+        "raised_sensors",
+    }
+)
+
+
 # -- the algorithms ------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Algorithm:
@@ -136,7 +158,10 @@ def _random_forest(seed: int, parameters: dict[str, Any]) -> Any:
 def _hist_gradient_boosting(seed: int, parameters: dict[str, Any]) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    return HistGradientBoostingClassifier(random_state=seed, early_stopping=False, **parameters)
+    given = dict(parameters)
+    monotonic = given.pop("monotonic", False)
+    signs = [int(monotonic and name in SIGNS_OF_FIRE) for name in features.FEATURE_NAMES]
+    return HistGradientBoostingClassifier(random_state=seed, early_stopping=False, monotonic_cst=signs, **given)
 
 
 #: Simplest first. Class weights make up for how rare fire is.
@@ -153,15 +178,17 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         False,
         False,
         {
-            "max_iter": 40,
+            "max_iter": 60,
             "learning_rate": 0.2,
             "max_bins": 63,
-            "max_leaf_nodes": 31,
+            "max_leaf_nodes": 8,
             "min_samples_leaf": 40,
             "l2_regularization": 1.0,
             "class_weight": "balanced",
+            "monotonic": True,
         },
         _hist_gradient_boosting,
+        ({}, {"max_leaf_nodes": 4, "max_iter": 80}),
     ),
     Algorithm(
         "random_forest",

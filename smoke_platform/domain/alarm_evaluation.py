@@ -42,9 +42,11 @@ LONGEST_STEP_S = 60.0
 QUIET_ALARMS_PER_DEVICE_YEAR = 1.0
 #: Thresholds that are tried: even steps of the logit from 0.047 to 0.9999.
 THRESHOLDS: Final[Floats] = 1.0 / (1.0 + np.exp(-np.linspace(-3.0, 9.0, 97)))
-#: How far from the least threshold within the budget towards the greatest that misses no fire, in the logit. At 0 it is
-#: the earliest, and a nuisance that is just a little stronger than those of the validation is a false alarm.
-MARGIN = 0.25
+#: Share of the validation's nuisances, none of a family that was learnt, that may be taken for fire where the rules do
+#: not take them for one anyway. With none at all, scores that only the densest smoke reaches would be asked for.
+NUISANCE_SHARE = 0.05
+#: As many nuisances beyond the budget as one fire that nobody is told of weighs: judgement. Rules included, it is rare.
+FIRE_WORTH = 10
 #: Readings handed to the rules at once.
 _CHUNK_ROWS = 100_000
 _MODEL = next(rule for rule in rules.RULES if rule.name == "model")
@@ -81,6 +83,7 @@ class Watched:
         matrix: float32 ``[n, F]``, the features.
         sensors: float64 ``[n, 13]``, or ``None`` where only the model is to be judged.
         label: bool ``[n]``.
+        unaided: uint8 ``[n]``, the severity that the rules assert without a model; ``None`` where it is not known.
     """
 
     devices: tuple[str, ...]
@@ -91,6 +94,7 @@ class Watched:
     episodes: tuple[Episode, ...]
     matrix: Features
     sensors: Floats | None = None
+    unaided: Levels | None = None
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -111,6 +115,7 @@ class Watched:
             episode=self.episode[mask],
             matrix=self.matrix[mask],
             sensors=None if self.sensors is None else self.sensors[mask],
+            unaided=None if self.unaided is None else self.unaided[mask],
         )
 
 
@@ -255,6 +260,12 @@ def replay(watch: Watched, scores: Floats | None, threshold: float | Floats = 1.
     return Replayed(levels, hits)
 
 
+def with_rules(watch: Watched, *, keep_sensors: bool = False) -> Watched:
+    """The readings with what the rules say without a model, and without their sensors unless they are kept."""
+    unaided = replay(watch, None, sensors=True).together
+    return replace(watch, unaided=unaided, sensors=watch.sensors if keep_sensors else None)
+
+
 def model_rule(slots: Integers, seconds: Floats, ratio: Floats) -> Booleans:
     """Where the rule ``model`` is asserted, bool ``[n]``: as ``replay`` has it, many times as fast.
 
@@ -362,9 +373,10 @@ class Chosen:
     """A threshold and why it is this one.
 
     Attributes:
-        within_budget: the least threshold without a false alarm beyond the budget; ``None``: none is.
+        within_budget: the least threshold that keeps to the budget; ``None``: none does.
         without_miss: the greatest threshold that misses no fire which the least of all sees.
-        missed, nuisances_alarmed, quiet_alarms: at the threshold, on the readings that it was chosen on.
+        missed, nuisances_alarmed, quiet_alarms: at the threshold, on the readings that it was chosen on; of all rules,
+            and what the model alone adds to the rules.
     """
 
     threshold: float
@@ -375,13 +387,13 @@ class Chosen:
     quiet_alarms: int
 
 
-def threshold_for_budget(watch: Watched, scores: Floats, *, margin: float = MARGIN) -> Chosen:
-    """The threshold within the budget of false alarms that alarms earliest, with a margin.
+def threshold_for_budget(watch: Watched, scores: Floats) -> Chosen:
+    """The least threshold within the budget of false alarms, which is the one that alarms earliest.
 
-    The budget: ``QUIET_ALARMS_PER_DEVICE_YEAR`` in quiet air and no nuisance taken for fire. Where that would miss a
-    fire that a lower threshold sees, nuisances are let through and fires are not; the budget of quiet air stays.
-    "Within" means that every higher threshold is, too: at a low one, a single alarm may span what are several at a
-    higher one.
+    The budget: ``QUIET_ALARMS_PER_DEVICE_YEAR`` in quiet air, and ``NUISANCE_SHARE`` of the nuisances taken for fire by
+    the model alone. The first holds, the second gives way where fires would be missed: of the thresholds with the least
+    ``FIRE_WORTH`` times fires missed plus nuisances beyond the share, it is the lowest. Where ``watch.unaided`` is
+    known, a fire that the rules tell is not missed.
 
     Args:
         scores: float64 ``[n]``, of models that have seen none of these readings.
@@ -390,22 +402,28 @@ def threshold_for_budget(watch: Watched, scores: Floats, *, margin: float = MARG
     present = np.bincount(watch.episode[watch.episode >= 0], minlength=len(watch.episodes)) > 0
     judged = present & np.array([episode.whole for episode in watch.episodes], dtype=np.bool_)
     fires = judged & np.array([episode.kind == "fire" for episode in watch.episodes], dtype=np.bool_)
-    nuisances = judged & ~fires
     kept = _that_matter(watch, scores)
     part, part_scores = watch.rows(kept), scores[kept]
+    unaided = np.zeros(len(part), dtype=np.uint8) if part.unaided is None else part.unaided
+    before = _tally(part, unaided)
+    nuisances = judged & ~fires & ~before.begins
     counts = np.empty((len(THRESHOLDS), 3), dtype=np.int64)
     for place, threshold in enumerate(THRESHOLDS):
         asserted = model_rule(part.slots, part.seconds, part_scores / threshold)
-        tally = _tally(part, asserted.astype(np.uint8) * np.uint8(FIRE_ALARM))
+        tally = _tally(part, np.maximum(unaided, asserted.astype(np.uint8) * np.uint8(FIRE_ALARM)))
         missed = int((fires & np.isinf(tally.sounds)).sum())
-        counts[place] = missed, int((nuisances & tally.begins).sum()), tally.quiet_alarms
-    last = len(THRESHOLDS) - 1
+        quiet_alarms = max(0, tally.quiet_alarms - before.quiet_alarms)
+        counts[place] = missed, int((nuisances & tally.begins).sum()), quiet_alarms
+    # At a low threshold a single alarm may span what are several at a higher one: it is no better for that.
+    counts[:, 1:] = np.maximum.accumulate(counts[::-1, 1:])[::-1]
+    spare = NUISANCE_SHARE * float(nuisances.sum())
     noisy = counts[:, 2] > allowed
-    quiet, clean = _after(noisy), _after(noisy | (counts[:, 1] > 0))
+    cost = FIRE_WORTH * counts[:, 0] + np.maximum(counts[:, 1] - spare, 0.0)
+    place = len(THRESHOLDS) - 1 if noisy.all() else int(np.argmin(np.where(noisy, np.inf, cost)))
+    within = np.flatnonzero(~noisy & (counts[:, 1] <= spare))
     sure = int(np.flatnonzero(counts[:, 0] == counts[0, 0])[-1])
-    place = clean + round(margin * (sure - clean)) if clean <= sure else max(min(quiet, last), sure)
-    within = float(THRESHOLDS[clean]) if clean <= last else None
-    return Chosen(float(THRESHOLDS[place]), within, float(THRESHOLDS[sure]), *map(int, counts[place]))
+    least = float(THRESHOLDS[within[0]]) if len(within) else None
+    return Chosen(float(THRESHOLDS[place]), least, float(THRESHOLDS[sure]), *map(int, counts[place]))
 
 
 def _that_matter(watch: Watched, scores: Floats) -> Booleans:
@@ -414,16 +432,12 @@ def _that_matter(watch: Watched, scores: Floats) -> Booleans:
     Of a stretch below, its first and its last reading stay, by which an alarm is over or not.
     """
     above: Booleans = ~(scores < THRESHOLDS[0] * _MODEL.terms[0].clears_below)
+    if watch.unaided is not None:
+        above |= watch.unaided > 0
     kept: Booleans = above.copy()
     kept[1:] |= above[:-1]
     kept[:-1] |= above[1:]
     return kept
-
-
-def _after(broken: Booleans) -> int:
-    """The place after the last that is broken."""
-    places = np.flatnonzero(broken)
-    return int(places[-1]) + 1 if len(places) else 0
 
 
 # -- figures -------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ SEED = 5
 QUICK = tuple(
     replace(algorithm, parameters={**algorithm.parameters, **smaller}, grid=({},))
     for algorithm, smaller in zip(
-        trainer.ALGORITHMS, ({}, {"max_iter": 12}, {"n_estimators": 8, "max_depth": 8}), strict=True
+        trainer.ALGORITHMS, ({}, {"max_iter": 25}, {"n_estimators": 8, "max_depth": 8}), strict=True
     )
 )
 
