@@ -44,7 +44,7 @@ QUIET_ALARMS_PER_DEVICE_YEAR = 1.0
 THRESHOLDS: Final[Floats] = 1.0 / (1.0 + np.exp(-np.linspace(-3.0, 9.0, 97)))
 #: Share of the validation's nuisances, none of a family that was learnt, that may be taken for fire where the rules do
 #: not take them for one anyway. With none at all, scores that only the densest smoke reaches would be asked for.
-NUISANCE_SHARE = 0.05
+NUISANCE_SHARE = 0.02
 #: As many nuisances beyond the budget as one fire that nobody is told of weighs: judgement. Rules included, it is rare.
 FIRE_WORTH = 10
 #: Readings handed to the rules at once.
