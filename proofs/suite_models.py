@@ -123,7 +123,7 @@ def _by_group(
         rows = of_row == number
         ratio[rows] = _ratio(choice, watch, rows)
         probability[fold == number] = choice.fitted.model.score(examples.matrix[fold == number])
-        called[fold == number] = probability[fold == number] >= choice.threshold
+        called[fold == number] = probability[fold == number] >= choice.for_readings
         choices.append((choice, rows))
     per_reading = evaluation.confusion(examples.label, called, examples.weight).as_dict()
     brier = evaluation.curves(examples.label, probability, examples.weight)["brier"]

@@ -382,12 +382,15 @@ class Choice:
     """An algorithm and a threshold, chosen on groups that the compared models had not seen, then fitted to all.
 
     Attributes:
+        threshold: for alarms, and what is served.
+        for_readings: the threshold of the greatest F1, by which readings are judged one by one.
         compared: figures of each candidate, by its name.
         budget: how the threshold came about; ``None`` where readings could not be replayed.
     """
 
     fitted: Fitted
     threshold: float
+    for_readings: float
     compared: dict[str, dict[str, Any]] = field(default_factory=dict)
     budget: Chosen | None = None
 
@@ -465,7 +468,8 @@ def choose(
     *rest, final = _at_once(lambda part: fit(chosen, *_training_rows(part), seed), [*others, examples])
     models = [fits[place], *rest]
     threshold, budget = _threshold(examples, inner, families, models, watch)
-    return Choice(final, threshold, compared, budget)
+    for_readings = float(list(compared.values())[place]["threshold"])
+    return Choice(final, threshold, for_readings, compared, budget)
 
 
 def _compared(fitted: Fitted, check: Examples) -> dict[str, Any]:
@@ -623,11 +627,15 @@ def _validate(
 ) -> tuple[dict[str, Any], Floats]:
     """The nested, grouped validation: every row is scored by a model that has seen nothing of its group.
 
+    Readings are judged one by one at the threshold of the greatest F1: that for alarms lies above it, because a reading
+    of a fire that has hardly begun may be let pass, and a false alarm may not. How readings fare at that one stands
+    beside it.
+
     Returns:
         The figures, and each row's score, float64 ``[n]``.
     """
     fold = evaluation.group_folds(examples.group.tolist(), examples.label, OUTER_FOLDS, seed)
-    called = np.zeros(len(examples), dtype=np.bool_)
+    called, served = np.zeros(len(examples), dtype=np.bool_), np.zeros(len(examples), dtype=np.bool_)
     scored = np.zeros(len(examples))
     ratio = np.full(0 if watch is None else len(watch), np.nan)
     folds = []
@@ -638,7 +646,8 @@ def _validate(
         seen = None if watch is None else watch.of(learning.device.unique().to_list())
         choice = choose(learning, seed, algorithms=algorithms, watch=seen)
         scored[rows] = choice.fitted.model.score(held.matrix)
-        called[rows] = scored[rows] >= choice.threshold
+        called[rows] = scored[rows] >= choice.for_readings
+        served[rows] = scored[rows] >= choice.threshold
         if watch is not None:
             unseen = np.isin(watch.devices, held.device.unique().to_list())[watch.slots]
             ratio[unseen] = choice.fitted.model.score(watch.matrix[unseen]) / choice.threshold
@@ -648,7 +657,8 @@ def _validate(
                 "groups": len(np.unique(held.group)),
                 "rows": len(held),
                 "algorithm": choice.fitted.algorithm.name,
-                "threshold": round(choice.threshold, 6),
+                "threshold": round(choice.for_readings, 6),
+                "threshold_for_alarms": round(choice.threshold, 6),
                 **counts.as_dict(),
             }
         )
@@ -656,6 +666,7 @@ def _validate(
     answer: dict[str, Any] = {
         "kind": f"{len(folds)} folds grouped by {examples.origin.get('grouped_by', 'group')}",
         "grouped": pooled.as_dict(),
+        "grouped_at_threshold": evaluation.confusion(examples.label, served, examples.weight).as_dict(),
         "folds": folds,
     }
     if examples.kind.null_count() < len(examples.kind):

@@ -39,6 +39,7 @@ def manifest() -> dict[str, Any]:
         "validation": {
             "kind": "4 folds",
             "grouped": counts,
+            "grouped_at_threshold": counts,
             "random_split": counts,
             "holdout": {**counts, "single_readings": counts, "alarms": {"model": alarms, "rules": alarms}},
             "alarms": alarms,
