@@ -8,7 +8,7 @@ Belongs here: ``lake/features`` by UTC day, the simulated training set (``lake/s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -18,7 +18,8 @@ import numpy.typing as npt
 import polars as pl
 
 from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, Lake
-from smoke_platform.domain import evaluation, features, simulator
+from smoke_platform.domain import alarm_evaluation, evaluation, features, simulator
+from smoke_platform.domain.alarm_evaluation import Watched
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES, Source
 from smoke_platform.domain.simulator import simulate
@@ -121,12 +122,14 @@ class TrainingWorld:
     seed: int = 7
     quiet_every: int = QUIET_EVERY
     episode_every: int = EPISODE_EVERY
+    fires_per_device_day: float = FIRES_PER_DEVICE_DAY
+    nuisances_per_device_day: float = NUISANCES_PER_DEVICE_DAY
 
     def key(self) -> str:
         """Names the rows that come of it: two worlds with one key are the same, down to the last bit."""
-        rates = (FIRES_PER_DEVICE_DAY, NUISANCES_PER_DEVICE_DAY, FIRST_TRAINING_DEVICE)
+        first = FIRST_TRAINING_DEVICE
         return hashlib.sha256(
-            f"{self}{rates}{features.FEATURE_SET_HASH}".encode() + simulator.source_code()
+            f"{self}{first}{features.FEATURE_SET_HASH}".encode() + simulator.source_code()
         ).hexdigest()[:16]
 
     def starts(self) -> list[datetime]:
@@ -158,8 +161,8 @@ def build_simulated(lake: Lake, world: TrainingWorld, progress: Progress = silen
                 start,
                 int(world.hours * 3600),
                 world.seed,
-                fires_per_device_day=FIRES_PER_DEVICE_DAY,
-                nuisances_per_device_day=NUISANCES_PER_DEVICE_DAY,
+                fires_per_device_day=world.fires_per_device_day,
+                nuisances_per_device_day=world.nuisances_per_device_day,
                 first_device=FIRST_TRAINING_DEVICE + fleet * world.devices_per_fleet,
             )
         )
@@ -203,6 +206,59 @@ def _kept_rows(table: pl.DataFrame, world: TrainingWorld) -> pl.DataFrame:
     return marked.filter(pl.col("sequence") % pl.col("sample_weight") == 0)
 
 
+@dataclass(frozen=True)
+class FullRate:
+    """Every reading of the simulated set, to be replayed as the detector would see it."""
+
+    lake: Lake
+
+    def watched(self, devices: Sequence[str], *, sensors: bool = False) -> Watched:
+        """All readings of these devices with their features and what the rules say of them.
+
+        Takes 190 bytes a reading, 104 more with the sensors.
+        """
+        frame = (
+            self.lake.scan(SIMULATED_READINGS)
+            .filter(pl.col("device_id").is_in(list(devices)))
+            .drop(PARTITION_COLUMN)
+            .collect()
+            .sort("device_id", "event_time")
+        )
+        return alarm_evaluation.with_rules(watched_frame(frame), keep_sensors=sensors)
+
+
+def watched_frame(frame: pl.DataFrame) -> Watched:
+    """Simulated readings, ordered by device and time, with the features of each device from a blank state."""
+    return alarm_evaluation.watched(
+        frame["device_id"],
+        features.event_seconds(frame),
+        frame["fire_alarm"].to_numpy().astype(np.bool_),
+        frame["event_id"],
+        frame["event_kind"],
+        frame["event_family"],
+        features.feature_matrix(features.features_of_frame(frame)),
+        features.sensor_matrix(frame),
+    )
+
+
+def _labelled_spans(
+    device: pl.Series, seconds: npt.NDArray[np.float64], label: npt.NDArray[np.bool_]
+) -> tuple[pl.Series, pl.Series]:
+    """Names and kinds of the stretches labelled fire, null elsewhere."""
+    frame = pl.DataFrame({"device": device, "at": seconds, "label": label, "row": np.arange(len(seconds))})
+    begins = (pl.col("at").diff().fill_null(np.inf) > features.RESET_GAP_S).over("device")
+    fires = (
+        frame.filter("label")
+        .with_columns(begins.cum_sum().over("device").alias("number"))
+        .select("row", pl.format("{}/fire/{}", "device", "number").alias("name"))
+    )
+    named = frame.select("row").join(fires, on="row", how="left", maintain_order="left")["name"]
+    kinds = pl.DataFrame({"name": named}).select(
+        pl.when(pl.col("name").is_not_null()).then(pl.lit("fire")).alias("kind")
+    )
+    return named, kinds["kind"]
+
+
 # -- labelled rows for training ------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Examples:
@@ -215,9 +271,10 @@ class Examples:
         weight: float64 ``[n]``, how many readings a row stands for.
         holdout: bool ``[n]``, rows of groups that no version trains on.
         seconds: float64 ``[n]``, event time.
-        episode, kind: str or null ``[n]``: which fire or nuisance, where it is known.
+        episode, kind, family: str or null ``[n]``: which fire or nuisance, where it is known.
         device: str ``[n]``.
         origin: what the rows are, as the manifest's ``trained_on`` has it.
+        full_rate: where all readings are of which the rows are a sample; ``None`` where there is no such place.
     """
 
     matrix: features.Features
@@ -228,8 +285,10 @@ class Examples:
     seconds: npt.NDArray[np.float64]
     episode: pl.Series
     kind: pl.Series
+    family: pl.Series
     device: pl.Series
     origin: dict[str, Any]
+    full_rate: FullRate | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -246,8 +305,26 @@ class Examples:
             self.seconds[rows],
             self.episode.filter(mask),
             self.kind.filter(mask),
+            self.family.filter(mask),
             self.device.filter(mask),
             self.origin,
+            self.full_rate,
+        )
+
+    def watched(self) -> Watched:
+        """The rows as readings in time, for alarms; of use where they are all readings of their devices.
+
+        Where episodes are not known, what is labelled fire without a break of ``features.RESET_GAP_S`` is a fire, and
+        the rest is quiet air.
+        """
+        order = np.lexsort((self.seconds, self.device.rank("dense").to_numpy()))
+        rows = pl.Series(order)
+        device, seconds, label = self.device.gather(rows), self.seconds[order], self.label[order]
+        episode, kind = self.episode.gather(rows), self.kind.gather(rows)
+        if kind.null_count() == len(kind):
+            episode, kind = _labelled_spans(device, seconds, label)
+        return alarm_evaluation.watched(
+            device, seconds, label, episode, kind, self.family.gather(rows), self.matrix[order]
         )
 
     def counts(self) -> dict[str, int | None]:
@@ -367,6 +444,8 @@ def simulated_examples(lake: Lake) -> Examples:
         holdout=frame["holdout"],
         episode=frame["event_id"],
         kind=frame["event_kind"],
+        family=frame["event_family"],
+        full_rate=FullRate(lake) if lake.exists(SIMULATED_READINGS) else None,
         origin={
             "kind": "simulated",
             "simulated": True,
@@ -410,6 +489,7 @@ def _published(settings: Settings, sources: tuple[str, ...], kind: str, group: s
         holdout=groups.is_in(list(held)) if enough else pl.Series([False] * frame.height),
         episode=no_episode,
         kind=no_episode,
+        family=no_episode,
         origin={
             "kind": kind,
             "simulated": False,
@@ -430,7 +510,9 @@ def _examples(
     holdout: pl.Series,
     episode: pl.Series,
     kind: pl.Series,
+    family: pl.Series,
     origin: dict[str, Any],
+    full_rate: FullRate | None = None,
 ) -> Examples:
     label_name = "label" if "label" in frame.columns else "fire_alarm"
     examples = Examples(
@@ -442,8 +524,10 @@ def _examples(
         seconds=features.event_seconds(frame),
         episode=episode,
         kind=kind,
+        family=family,
         device=frame["device_id"],
         origin={},
+        full_rate=full_rate,
     )
     described = {
         **origin,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from smoke_platform.adapters import data_audit, feature_tables, trainer
+from smoke_platform.adapters import data_audit, evaluation_page, feature_tables, trainer
 from smoke_platform.adapters.feature_tables import Examples, Progress, TrainingWorld, silent
 from smoke_platform.adapters.lake import Lake
 from smoke_platform.adapters.registry import Registry
@@ -43,7 +43,7 @@ def training_world(settings: Settings) -> TrainingWorld:
 def train_candidate(
     settings: Settings, registry: Registry, *, source: str = "auto", progress: Progress = silent
 ) -> Candidate:
-    """Trains on what ``feature_tables.load_examples`` chooses, and registers the result as a new version.
+    """Trains on what ``feature_tables.load_examples`` chooses, registers a new version and writes its page.
 
     The manifest's ``audit`` is what ``data_audit.audit_source`` says of the readings behind the examples; it is for the
     gate to refuse a version whose data are not clean.
@@ -57,7 +57,9 @@ def train_candidate(
     trained.manifest["audit"] = data_audit.audit_source(settings, examples.origin["kind"], progress).for_manifest()
     progress("registering the version")
     number = registry.register(trained.artifact, trained.manifest, trained.reference)
-    return Candidate(number, registry.manifest(number))
+    manifest = registry.manifest(number)
+    evaluation_page.write(settings, number, manifest, trained.curves)
+    return Candidate(number, manifest)
 
 
 def judge(settings: Settings, registry: Registry, number: int) -> Verdict:

@@ -1,4 +1,4 @@
-"""Small figures as SVG: lines, columns, bars, a matrix, intervals, spans, tracks, traces. Text in, text out.
+"""Small figures as SVG: lines, curves, columns, bars, a matrix, intervals, spans, tracks, traces. Text in and out.
 
 Belongs here: scales and shapes. Does not: what is drawn (``adapters.history_page`` and others), the page
 (``adapters.reports``).
@@ -111,6 +111,59 @@ def lines(title: str, labels: Sequence[str], series: Mapping[str, Sequence[float
             body += _text(x + 14, height + 13, name)
             x += 24 + 6.6 * len(name)
     return _svg(title, height + legend, body)
+
+
+def curves(
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    across: str,
+    up: str,
+    *,
+    diagonal: bool = False,
+    width: float = 360,
+) -> str:
+    """Curves through points (x, y) of shares, on a square from 0 to 1.
+
+    Args:
+        across, up: what the axes are.
+        diagonal: whether the line y = x is drawn, to which a curve is compared.
+    """
+    side = width - _LEFT - _RIGHT
+    top, bottom = _TOP, _TOP + side
+    body = ""
+    for tick in ticks(0.0, 1.0):
+        x, y = _LEFT + tick * side, bottom - tick * side
+        body += f'<line x1="{_LEFT}" x2="{_LEFT + side:.1f}" y1="{y:.1f}" y2="{y:.1f}" {_GRID}/>'
+        body += f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom:.1f}" {_GRID}/>'
+        body += _text(_LEFT - 6, y + 4, short(tick), "end", _FAINT) + _text(
+            x, bottom + 14, short(tick), "middle", _FAINT
+        )
+    if diagonal:
+        body += (
+            f'<line x1="{_LEFT}" x2="{_LEFT + side:.1f}" y1="{bottom:.1f}" y2="{top}" {_GRID} stroke-dasharray="4 4"/>'
+        )
+    for (name, points), hue in zip(series.items(), HUES, strict=False):
+        placed = [
+            (_LEFT + min(max(x, 0.0), 1.0) * side, bottom - min(max(y, 0.0), 1.0) * side)
+            for x, y in points
+            if math.isfinite(x) and math.isfinite(y)
+        ]
+        path = "".join(f"{'L' if place else 'M'}{x:.1f} {y:.1f}" for place, (x, y) in enumerate(placed))
+        body += (
+            f'<path d="{path}" fill="none" stroke="{hue}" stroke-width="1.8"><title>{html.escape(name)}</title></path>'
+        )
+        if len(placed) <= 20:
+            body += "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{hue}"/>' for x, y in placed)
+    body += _text(_LEFT + side / 2, bottom + 30, across, "middle")
+    turned = f'transform="translate(24 {top + side / 2:.0f}) rotate(-90)"'
+    body += f'<text {turned} text-anchor="middle">{html.escape(up)}</text>'
+    x = float(_LEFT)
+    if len(series) > 1:
+        for name, hue in zip(series, HUES, strict=False):
+            body += f'<rect x="{x:.0f}" y="{bottom + 38:.0f}" width="10" height="10" rx="2" fill="{hue}"/>'
+            body += _text(x + 14, bottom + 47, name)
+            x += 24 + 6.6 * len(name)
+    return _svg(title, bottom + (54 if len(series) > 1 else 36), body, width)
 
 
 def columns(title: str, labels: Sequence[str], values: Sequence[float], height: float = 140) -> str:

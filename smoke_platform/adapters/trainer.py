@@ -6,7 +6,8 @@ promote (``domain.promotion``), keeping versions (``adapters.registry``).
 
 The ONNX file is the model: whatever is chosen or reported here is computed from the outputs of an exported model and
 never from scikit-learn's. Validation is nested: in each outer fold, whole groups are held out, and everything that is
-chosen (algorithm, threshold) is chosen inside the remaining ones.
+chosen (algorithm, parameters, threshold) is chosen inside the remaining ones. There, whole families of fires and
+nuisances are held out as well, so that what is chosen is what does well on a fire of a kind that was never seen.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +32,9 @@ import polars as pl
 
 import smoke_platform
 from smoke_platform.adapters.feature_tables import Examples, Progress, silent
-from smoke_platform.domain import evaluation, features, simulator
+from smoke_platform.domain import alarm_evaluation, evaluation, features, simulator
+from smoke_platform.domain.alarm_evaluation import Chosen, Watched
+from smoke_platform.domain.alarm_outcomes import AlarmOutcomes
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.promotion import PARITY_LEAST_ROWS, Figures, Parity
 
@@ -42,19 +47,75 @@ OPENMP_THREADS = 1
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 IR_VERSION = 8
 OUTER_FOLDS = 4
-#: Part of the training groups by which algorithm and threshold are chosen: one in so many.
+#: Folds by which algorithm, parameters (on the first) and threshold (on all) are chosen within the training groups.
 INNER_FOLDS = 4
+#: With fewer families of fires none can be held out: what is left would be one way of burning.
+LEAST_FAMILIES = 4
 #: One training row in so many is repeated as if it stood alone, without memory, so that the model can answer to a
 #: single reading and to a device it has just met.
 COLD_EVERY = 4
+#: One in so many is repeated as if its device had been built without some of the chips.
+LACKING_EVERY = 4
+_GAS = ("tvoc_ppb", "eco2_ppm", "raw_h2", "raw_ethanol")
+_CLIMATE = ("temperature_c", "humidity_pct")
+_NUMBERS = ("nc0_5", "nc1_0", "nc2_5")
+_PARTICLES = ("pm1_0", "pm2_5", *_NUMBERS)
+#: What such a device lacks; each in turn. One has but temperature, PM2.5 and CO, as a plain multi-sensor alarm.
+LACKING: tuple[tuple[str, ...], ...] = (
+    _GAS,
+    ("co_ppm",),
+    (*_GAS, "co_ppm"),
+    _CLIMATE,
+    _PARTICLES,
+    (*_GAS, "humidity_pct"),
+    (*_GAS, "humidity_pct", "pm1_0", *_NUMBERS),
+    (*_GAS, "humidity_pct", "co_ppm", "pm1_0", *_NUMBERS),
+    (*_GAS, "humidity_pct", *_PARTICLES),
+)
 #: Algorithms whose F1 is this close count as equal; the one listed first is then taken.
 EQUAL_F1 = 0.002
 REFERENCE_ROWS = 5_000
+IMPORTANCE_ROWS = 30_000
 #: Share of a held-out row's values that are blanked in the rows made for parity.
 _BLANKED = 0.15
 
+#: Sensors whose weight in the answers is measured together.
+SENSOR_GROUPS: dict[str, tuple[str, ...]] = {
+    "temperature": ("temperature_c",),
+    "humidity": ("humidity_pct",),
+    "gas": _GAS,
+    "particles": _PARTICLES,
+    "CO": ("co_ppm",),
+}
+
 Floats = npt.NDArray[np.float64]
 Booleans = npt.NDArray[np.bool_]
+Integers = npt.NDArray[np.int64]
+_Asked = TypeVar("_Asked")
+#: The converter and the warnings' filters are not made for several threads.
+_EXPORTING = threading.Lock()
+
+
+#: More of these never speaks against a fire. Boosting may not learn that it does, as it would from the few nuisances
+#: that happen to be hotter than the fires beside them.
+SIGNS_OF_FIRE = frozenset(
+    {
+        "pm2_5",
+        "pm2_5_rise",
+        "pm2_5_score",
+        "co_ppm",
+        "co_ppm_rise",
+        "co_ppm_score",
+        "temperature_c_rise",
+        "temperature_c_score",
+        "temperature_c_rate",
+        "smoke_and_gas",
+        "smoke_and_heat",
+        "smoke_and_co",
+        "dry_heat",
+        "raised_sensors",
+    }
+)
 
 
 # -- the algorithms ------------------------------------------------------------------------------------------
@@ -65,6 +126,7 @@ class Algorithm:
     Attributes:
         imputed: missing values are filled and flagged inside the exported graph.
         double: computed in float64 inside it; in float32 a linear model's sum of 94 terms is off by more than 1e-6.
+        grid: changes of the parameters that are tried.
     """
 
     name: str
@@ -72,6 +134,11 @@ class Algorithm:
     double: bool
     parameters: dict[str, Any]
     make: Callable[[int, dict[str, Any]], Any]
+    grid: tuple[dict[str, Any], ...] = ({},)
+
+    def candidates(self) -> list[Algorithm]:
+        """One for each change of the grid, which then has none of its own."""
+        return [replace(self, parameters={**self.parameters, **change}, grid=({},)) for change in self.grid]
 
 
 def _logistic_regression(seed: int, parameters: dict[str, Any]) -> Any:
@@ -91,7 +158,10 @@ def _random_forest(seed: int, parameters: dict[str, Any]) -> Any:
 def _hist_gradient_boosting(seed: int, parameters: dict[str, Any]) -> Any:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    return HistGradientBoostingClassifier(random_state=seed, early_stopping=False, **parameters)
+    given = dict(parameters)
+    monotonic = given.pop("monotonic", False)
+    signs = [int(monotonic and name in SIGNS_OF_FIRE) for name in features.FEATURE_NAMES]
+    return HistGradientBoostingClassifier(random_state=seed, early_stopping=False, monotonic_cst=signs, **given)
 
 
 #: Simplest first. Class weights make up for how rare fire is.
@@ -108,15 +178,17 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         False,
         False,
         {
-            "max_iter": 40,
+            "max_iter": 60,
             "learning_rate": 0.2,
             "max_bins": 63,
-            "max_leaf_nodes": 31,
+            "max_leaf_nodes": 8,
             "min_samples_leaf": 40,
             "l2_regularization": 1.0,
             "class_weight": "balanced",
+            "monotonic": True,
         },
         _hist_gradient_boosting,
+        ({}, {"max_leaf_nodes": 4, "max_iter": 80}),
     ),
     Algorithm(
         "random_forest",
@@ -132,6 +204,10 @@ ALGORITHMS: tuple[Algorithm, ...] = (
         _random_forest,
     ),
 )
+
+
+#: In each outer fold and for the final model: every candidate, the chosen one on the other inner folds and on all rows.
+FITS_OF_A_TRAINING = (OUTER_FOLDS + 1) * (sum(len(one.grid) for one in ALGORITHMS) + INNER_FOLDS) + 1
 
 
 # -- one fitted model ----------------------------------------------------------------------------------------
@@ -202,7 +278,9 @@ def fit(algorithm: Algorithm, matrix: features.Features, label: Booleans, seed: 
     with threadpool_limits(OPENMP_THREADS):
         estimator.fit(_inputs(algorithm, matrix, fill), label)
     took = time.perf_counter() - began
-    return Fitted(algorithm, estimator, fill, export(estimator, fill), took)
+    with _EXPORTING:
+        artifact = export(estimator, fill)
+    return Fitted(algorithm, estimator, fill, artifact, took)
 
 
 def _medians(matrix: features.Features) -> features.Features:
@@ -301,54 +379,166 @@ def _linear(pipeline: Any, inner: str) -> tuple[list[Any], list[Any]]:
 # -- choosing ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Choice:
-    """An algorithm and a threshold, chosen on groups that the compared models had not seen, then fitted to all."""
+    """An algorithm and a threshold, chosen on groups that the compared models had not seen, then fitted to all.
+
+    Attributes:
+        threshold: for alarms, and what is served.
+        for_readings: the threshold of the greatest F1, by which readings are judged one by one.
+        compared: figures of each candidate, by its name.
+        budget: how the threshold came about; ``None`` where readings could not be replayed.
+    """
 
     fitted: Fitted
     threshold: float
-    compared: dict[str, dict[str, float]] = field(default_factory=dict)
+    for_readings: float
+    compared: dict[str, dict[str, Any]] = field(default_factory=dict)
+    budget: Chosen | None = None
+
+
+@dataclass(frozen=True)
+class _Inner:
+    """Folds within the training groups.
+
+    In fold k neither the groups nor the families of fold k are learnt from; it is checked on the episodes of those
+    families, at whichever device, and on the quiet air of those groups. So each reading is checked once.
+    """
+
+    of_group: Integers
+    of_family: Integers
+
+    def learnt(self, fold: int) -> Booleans:
+        return np.asarray((self.of_group != fold) & (self.of_family != fold))
+
+    def checked(self, fold: int) -> Booleans:
+        return np.asarray(np.where(self.of_family >= 0, self.of_family == fold, self.of_group == fold))
+
+
+def _inner(examples: Examples, seed: int) -> tuple[_Inner, dict[str, int]]:
+    """The folds of the rows, and the fold of each family; without families where too few are known."""
+    of_group = evaluation.group_folds(examples.group.tolist(), examples.label, INNER_FOLDS, seed)
+    known = pl.DataFrame({"kind": examples.kind, "family": examples.family}).drop_nulls().unique()
+    fires = known.filter(pl.col("kind") == "fire")["family"].to_list()
+    if len(fires) < LEAST_FAMILIES:
+        return _Inner(of_group, np.full(len(examples), -1)), {}
+    rng = np.random.default_rng(seed)
+    folds: dict[str, int] = {}
+    for kind in ("fire", "nuisance"):
+        names = sorted(known.filter(pl.col("kind") == kind)["family"].to_list())
+        for place, number in enumerate(rng.permutation(len(names)).tolist()):
+            folds[names[number]] = place % INNER_FOLDS
+    return _Inner(of_group, _family_folds(examples.family, folds)), folds
+
+
+def _family_folds(family: pl.Series, folds: dict[str, int]) -> Integers:
+    of_family: Integers = family.replace_strict(folds, default=-1, return_dtype=pl.Int64).fill_null(-1).to_numpy()
+    return of_family
 
 
 def choose(
-    examples: Examples, seed: int, progress: Progress = silent, algorithms: Sequence[Algorithm] = ALGORITHMS
+    examples: Examples,
+    seed: int,
+    progress: Progress = silent,
+    algorithms: Sequence[Algorithm] = ALGORITHMS,
+    watch: Watched | None = None,
 ) -> Choice:
-    """Compares the algorithms on one inner grouped split, and fits the best to all rows given."""
-    fold = evaluation.group_folds(examples.group.tolist(), examples.label, INNER_FOLDS, seed)
-    learn, check = examples.only(fold != 0), examples.only(fold == 0)
-    compared: dict[str, dict[str, float]] = {}
-    thresholds: dict[str, float] = {}
-    for algorithm in algorithms:
-        progress(f"fitting {algorithm.name} to {len(learn):,} rows")
-        fitted = fit(algorithm, *_training_rows(learn), seed)
-        probability = fitted.model.score(check.matrix)
-        threshold = evaluation.best_threshold(check.label, probability, check.weight)
-        counts = evaluation.confusion(check.label, probability >= threshold, check.weight)
-        thresholds[algorithm.name] = threshold
-        compared[algorithm.name] = {
-            "f1": round(counts.f1, 6),
-            "accuracy": round(counts.accuracy, 6),
-            "threshold": round(threshold, 6),
-            "fit_seconds": round(fitted.fit_seconds, 3),
-        }
+    """Compares the candidates on the first inner fold, sets the threshold on all of them, fits the best to all rows.
+
+    Args:
+        watch: all readings of the rows' devices; read anew where it is not given. The threshold is that of the budget
+            of false alarms; where there are no such readings, that of the greatest F1.
+    """
+    inner, families = _inner(examples, seed)
+    if watch is None and examples.full_rate is not None:
+        watch = examples.full_rate.watched(examples.device.unique().to_list())
+    candidates = [candidate for algorithm in algorithms for candidate in algorithm.candidates()]
+    learn, check = examples.only(inner.learnt(0)), examples.only(inner.checked(0))
+    progress(f"comparing {len(candidates)} candidates, fitted to {len(learn):,} rows")
+    rows = _training_rows(learn)
+    fits = _at_once(lambda candidate: fit(candidate, *rows, seed), candidates)
+    compared = {
+        f"{candidate.name}-{place}": {**_compared(fitted, check), "parameters": candidate.parameters}
+        for place, (candidate, fitted) in enumerate(zip(candidates, fits, strict=True))
+    }
     best = max(entry["f1"] for entry in compared.values())
-    chosen = next(algorithm for algorithm in algorithms if compared[algorithm.name]["f1"] >= best - EQUAL_F1)
-    progress(f"fitting {chosen.name} to all {len(examples):,} rows")
-    return Choice(fit(chosen, *_training_rows(examples), seed), thresholds[chosen.name], compared)
+    place = next(place for place, entry in enumerate(compared.values()) if entry["f1"] >= best - EQUAL_F1)
+    chosen = candidates[place]
+    progress(f"fitting {chosen.name} to the other folds and to all {len(examples):,} rows")
+    folds = range(int(inner.of_group.max()) + 1)
+    others = [examples.only(inner.learnt(fold)) for fold in folds[1:]]
+    *rest, final = _at_once(lambda part: fit(chosen, *_training_rows(part), seed), [*others, examples])
+    models = [fits[place], *rest]
+    threshold, budget = _threshold(examples, inner, families, models, watch)
+    for_readings = float(list(compared.values())[place]["threshold"])
+    return Choice(final, threshold, for_readings, compared, budget)
+
+
+def _compared(fitted: Fitted, check: Examples) -> dict[str, Any]:
+    probability = fitted.model.score(check.matrix)
+    threshold = evaluation.best_threshold(check.label, probability, check.weight)
+    counts = evaluation.confusion(check.label, probability >= threshold, check.weight)
+    return {
+        "f1": round(counts.f1, 6),
+        "accuracy": round(counts.accuracy, 6),
+        "threshold": round(threshold, 6),
+        "fit_seconds": round(fitted.fit_seconds, 3),
+    }
+
+
+def _threshold(
+    examples: Examples, inner: _Inner, families: dict[str, int], models: Sequence[Fitted], watch: Watched | None
+) -> tuple[float, Chosen | None]:
+    """By the scores of models that have seen neither a reading's family nor, in quiet air, its group."""
+    if watch is None:
+        scores = np.empty(len(examples))
+        for fold, fitted in enumerate(models):
+            rows = inner.checked(fold)
+            scores[rows] = fitted.model.score(examples.matrix[rows])
+        return evaluation.best_threshold(examples.label, scores, examples.weight), None
+    fold_of = dict(zip(examples.device.to_list(), inner.of_group.tolist(), strict=True))
+    of_device = np.array([fold_of.get(name, -1) for name in watch.devices])[watch.slots]
+    of_episode = np.array([*(families.get(episode.family, -1) for episode in watch.episodes), -1])
+    parts = _Inner(of_device, of_episode[watch.episode])
+    scores = np.zeros(len(watch))
+    for fold, fitted in enumerate(models):
+        rows = parts.checked(fold)
+        scores[rows] = fitted.model.score(watch.matrix[rows])
+    chosen = alarm_evaluation.threshold_for_budget(watch, scores)
+    return chosen.threshold, chosen
+
+
+def _at_once(make: Callable[[_Asked], Fitted], asked: Sequence[_Asked]) -> list[Fitted]:
+    """As many at a time as there are threads; each fit is by itself, so that the order does not matter."""
+    from threadpoolctl import threadpool_limits
+
+    # Here as well as in each fit: the first to end would otherwise lift the limit for the others.
+    with threadpool_limits(OPENMP_THREADS), ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(make, asked))
 
 
 def _training_rows(examples: Examples) -> tuple[features.Features, Booleans]:
     alone = slice(None, None, COLD_EVERY)
-    matrix = np.concatenate([examples.matrix, features.as_cold(examples.matrix[alone])])
-    return matrix, np.concatenate([examples.label, examples.label[alone]])
+    parts = [examples.matrix, features.as_cold(examples.matrix[alone])]
+    labels = [examples.label, examples.label[alone]]
+    for number, sensors in enumerate(LACKING):
+        some = slice(number * LACKING_EVERY, None, len(LACKING) * LACKING_EVERY)
+        parts.append(features.without(examples.matrix[some], sensors))
+        labels.append(examples.label[some])
+    return np.concatenate(parts), np.concatenate(labels)
 
 
 # -- training ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Trained:
-    """What training hands to the registry: the model, what is to be known of it, and its reference rows."""
+    """What training hands to the registry: the model, what is to be known of it, and its reference rows.
+
+    Attributes:
+        curves: of the grouped validation, for the page (``domain.evaluation.curves``).
+    """
 
     artifact: bytes
     manifest: dict[str, Any]
     reference: pl.DataFrame
+    curves: dict[str, Any] = field(default_factory=dict)
 
 
 def train(
@@ -379,11 +569,15 @@ def train(
             f"{len(groups)} group(s) to train on: grouped validation needs at least three",
             "add recordings or devices, or train on the simulated set",
         )
-    grouped = _validate(learning, seed, progress, algorithms)
+    watch = None
+    if examples.full_rate is not None:
+        progress("reading every reading of the training devices, to replay their alarms")
+        watch = examples.full_rate.watched(learning.device.unique().to_list())
+    grouped, scored = _validate(learning, seed, progress, algorithms, watch)
     progress("choosing the final model")
-    choice = choose(learning, seed, progress, algorithms)
+    choice = choose(learning, seed, progress, algorithms, watch)
     progress("measuring the flattering random split, for comparison")
-    random_split = _random_split(learning, choice.fitted.algorithm, seed)
+    flattering = random_split(learning, choice.fitted.algorithm, seed)
     measured_on = held if len(held) else learning
     progress("comparing the exported model with the trained one")
     parity = _parity(choice.fitted, measured_on.matrix, seed, parity_rows)
@@ -405,9 +599,10 @@ def train(
         },
         "validation": {
             **grouped,
-            "random_split": random_split,
+            "random_split": flattering,
             "holdout": _holdout(choice.fitted.model, threshold, held),
             "compared": choice.compared,
+            "threshold": None if choice.budget is None else asdict(choice.budget),
             "parity": parity_as_dict(parity),
             "latency_us": round(choice.fitted.model.single_row_latency_us(measured_on.matrix[:1]), 2),
             "size_bytes": len(choice.fitted.artifact),
@@ -419,27 +614,51 @@ def train(
         "training_seconds": round(time.perf_counter() - began, 1),
         "training_cpu_seconds": round(time.process_time() - cpu_began, 1),
     }
-    return Trained(choice.fitted.artifact, manifest, _reference(learning, choice.fitted.model, threshold, seed))
+    reference = _reference(learning, choice.fitted.model, threshold, seed)
+    progress("drawing curves and importances")
+    curves = evaluation.curves(learning.label, scored, learning.weight)
+    manifest["validation"]["brier"] = curves["brier"]
+    manifest["validation"]["importances"] = importances(choice.fitted.model, threshold, measured_on, seed)
+    return Trained(choice.fitted.artifact, manifest, reference, curves)
 
 
-def _validate(examples: Examples, seed: int, progress: Progress, algorithms: Sequence[Algorithm]) -> dict[str, Any]:
-    """The nested, grouped validation: every row is scored by a model that has seen nothing of its group."""
+def _validate(
+    examples: Examples, seed: int, progress: Progress, algorithms: Sequence[Algorithm], watch: Watched | None
+) -> tuple[dict[str, Any], Floats]:
+    """The nested, grouped validation: every row is scored by a model that has seen nothing of its group.
+
+    Readings are judged one by one at the threshold of the greatest F1: that for alarms lies above it, because a reading
+    of a fire that has hardly begun may be let pass, and a false alarm may not. How readings fare at that one stands
+    beside it.
+
+    Returns:
+        The figures, and each row's score, float64 ``[n]``.
+    """
     fold = evaluation.group_folds(examples.group.tolist(), examples.label, OUTER_FOLDS, seed)
-    called = np.zeros(len(examples), dtype=np.bool_)
+    called, served = np.zeros(len(examples), dtype=np.bool_), np.zeros(len(examples), dtype=np.bool_)
+    scored = np.zeros(len(examples))
+    ratio = np.full(0 if watch is None else len(watch), np.nan)
     folds = []
     for number in range(int(fold.max()) + 1):
         progress(f"validation on held-out groups, fold {number + 1} of {int(fold.max()) + 1}")
         rows = fold == number
-        choice = choose(examples.only(~rows), seed, algorithms=algorithms)
-        held = examples.only(rows)
-        called[rows] = choice.fitted.model.score(held.matrix) >= choice.threshold
+        learning, held = examples.only(~rows), examples.only(rows)
+        seen = None if watch is None else watch.of(learning.device.unique().to_list())
+        choice = choose(learning, seed, algorithms=algorithms, watch=seen)
+        scored[rows] = choice.fitted.model.score(held.matrix)
+        called[rows] = scored[rows] >= choice.for_readings
+        served[rows] = scored[rows] >= choice.threshold
+        if watch is not None:
+            unseen = np.isin(watch.devices, held.device.unique().to_list())[watch.slots]
+            ratio[unseen] = choice.fitted.model.score(watch.matrix[unseen]) / choice.threshold
         counts = evaluation.confusion(held.label, called[rows], held.weight)
         folds.append(
             {
                 "groups": len(np.unique(held.group)),
                 "rows": len(held),
                 "algorithm": choice.fitted.algorithm.name,
-                "threshold": round(choice.threshold, 6),
+                "threshold": round(choice.for_readings, 6),
+                "threshold_for_alarms": round(choice.threshold, 6),
                 **counts.as_dict(),
             }
         )
@@ -447,16 +666,39 @@ def _validate(examples: Examples, seed: int, progress: Progress, algorithms: Seq
     answer: dict[str, Any] = {
         "kind": f"{len(folds)} folds grouped by {examples.origin.get('grouped_by', 'group')}",
         "grouped": pooled.as_dict(),
+        "grouped_at_threshold": evaluation.confusion(examples.label, served, examples.weight).as_dict(),
         "folds": folds,
     }
     if examples.kind.null_count() < len(examples.kind):
         answer["episodes"] = evaluation.episodes(
             examples.episode.to_list(), examples.kind.to_list(), examples.label, called, examples.seconds
         )
+    if watch is not None:
+        levels = alarm_evaluation.replay(watch, ratio, sensors=False).model
+        answer["alarms"] = alarm_evaluation.summary(alarm_evaluation.outcomes(watch, levels), seed)
+    return answer, scored
+
+
+def importances(model: OnnxModel, threshold: float, held: Examples, seed: int) -> dict[str, float]:
+    """How much of F1 is lost when a group of sensors is that of another reading (Breiman 2001), by group.
+
+    The features of one chip are exchanged together: what one of them says, the others of the chip repeat.
+    """
+    rng = np.random.default_rng(seed)
+    places = np.sort(rng.choice(len(held), size=min(IMPORTANCE_ROWS, len(held)), replace=False))
+    matrix, label, weight = held.matrix[places], held.label[places], held.weight[places]
+    before = evaluation.confusion(label, model.score(matrix) >= threshold, weight).f1
+    answer = {}
+    for name, sensors in SENSOR_GROUPS.items():
+        columns = [place for place, feature in enumerate(features.FEATURE_NAMES) if features.rests_on(feature, sensors)]
+        mixed = matrix.copy()
+        mixed[:, columns] = matrix[rng.permutation(len(matrix))][:, columns]
+        after = evaluation.confusion(label, model.score(mixed) >= threshold, weight).f1
+        answer[name] = round(before - after, 6)
     return answer
 
 
-def _random_split(examples: Examples, algorithm: Algorithm, seed: int) -> dict[str, Any]:
+def random_split(examples: Examples, algorithm: Algorithm, seed: int) -> dict[str, Any]:
     """The figure that is often published: rows of the same minute on both sides of the split."""
     fold = evaluation.random_folds(len(examples), OUTER_FOLDS, seed)
     learn, check = examples.only(fold != 0), examples.only(fold == 0)
@@ -482,7 +724,19 @@ def _holdout(model: OnnxModel, threshold: float, held: Examples) -> dict[str, An
         answer["episodes"] = evaluation.episodes(
             held.episode.to_list(), held.kind.to_list(), held.label, called, held.seconds
         )
+    if held.full_rate is not None:
+        watch = held.full_rate.watched(held.device.unique().to_list(), sensors=True)
+        answer["alarms"] = {
+            name: alarm_evaluation.summary(found) for name, found in detectors(watch, model, threshold).items()
+        }
     return answer
+
+
+def detectors(watch: Watched, model: OnnxModel, threshold: float) -> dict[str, AlarmOutcomes]:
+    """What the model's rule does alone, what the other rules do without a model, and what all do together."""
+    replayed = alarm_evaluation.replay(watch, model.score(watch.matrix), threshold, sensors=True)
+    levels = {"model": replayed.model, "rules": replayed.rules, "together": replayed.together}
+    return {name: alarm_evaluation.outcomes(watch, found) for name, found in levels.items()}
 
 
 def _parity(fitted: Fitted, matrix: features.Features, seed: int, least_rows: int) -> Parity:
@@ -564,6 +818,21 @@ def _f1(artifact: bytes, threshold: float, held: Examples) -> float:
     return evaluation.confusion(held.label, called, held.weight).f1
 
 
+def held_out_outcomes(artifact: bytes, threshold: float, examples: Examples) -> AlarmOutcomes:
+    """What the fire alarms of the rule ``model`` do to the fires, nuisances and quiet air of these rows.
+
+    Two models that are given the same rows are judged on the same episodes.
+
+    Args:
+        artifact: ONNX model. threshold: its own.
+        examples: every reading of groups that the model was not trained on, such as
+            ``examples.only(examples.holdout)`` of ``feature_tables.load_examples``.
+    """
+    watch = examples.watched()
+    scores = OnnxModel(artifact).score(watch.matrix)
+    return alarm_evaluation.outcomes(watch, alarm_evaluation.replay(watch, scores, threshold, sensors=False).model)
+
+
 def code_version() -> str:
     """Version of the package and a hash of the modules that decide what a model is."""
     root = Path(smoke_platform.__file__).parent
@@ -571,6 +840,7 @@ def code_version() -> str:
     for name in (
         "adapters/feature_tables.py",
         "adapters/trainer.py",
+        "domain/alarm_evaluation.py",
         "domain/evaluation.py",
         "domain/features.py",
         *(f"domain/{name}.py" for name in simulator.SOURCE_MODULES),

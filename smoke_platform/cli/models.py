@@ -92,15 +92,20 @@ def show(version: int, as_json: bool) -> None:
       smoke models show 3
       smoke models show 3 --json | jq .validation.episodes
     """
-    registry = _registry(load_settings())
+    from smoke_platform.adapters import evaluation_page
+
+    settings = load_settings()
+    registry = _registry(settings)
     manifest, entry = registry.manifest(version), registry.version(version)
+    told = evaluation_page.find(settings, version)
     if as_json:
-        _print_json({**manifest, "champion": entry.champion, "gate": entry.gate, "reasons": entry.reasons})
+        shown = {"champion": entry.champion, "gate": entry.gate, "reasons": entry.reasons, "page": told}
+        _print_json({**manifest, **shown})
         return
-    Console().print(_sheet(manifest, entry))
+    Console().print(_sheet(manifest, entry, told))
 
 
-def _sheet(manifest: dict[str, Any], entry: Any) -> Table:
+def _sheet(manifest: dict[str, Any], entry: Any, told: Path | None = None) -> Table:
     validation, trained_on = manifest["validation"], manifest["trained_on"]
     table = Table(title=f"Version {entry.number}{' (champion)' if entry.champion else ''}", show_header=False)
     grouped, random_split = validation["grouped"], validation["random_split"]
@@ -116,10 +121,18 @@ def _sheet(manifest: dict[str, Any], entry: Any) -> Table:
         seen = validation["episodes"]
         rows.append(("fires seen", f"{seen['fires_seen']} of {seen['fires']}"))
         rows.append(("nuisances taken for fire", f"{seen['nuisances_mistaken']} of {seen['nuisances']}"))
+    if validation.get("alarms"):
+        alarms = validation["alarms"]
+        delay = alarms["median_delay_s"]
+        rows.append(("fires alarmed", f"{alarms['fires'] - alarms['missed']} of {alarms['fires']}, model's rule alone"))
+        rows.append(("median delay", "-" if delay is None else f"{delay:g} s"))
+        rows.append(("nuisances alarmed", f"{alarms['nuisances_alarmed']} of {alarms['nuisances']}"))
+        rows.append(("quiet air", f"{alarms['quiet_alarms']} alarms in {alarms['quiet_device_days']:.2f} device-days"))
     if validation.get("holdout"):
         alone = validation["holdout"]["single_readings"]
         rows.append(("single readings, held out", f"accuracy {alone['accuracy']:.4f}, F1 {alone['f1']:.4f}"))
     rows += [
+        *([("page", str(told))] if told else []),
         ("gate", entry.gate or "not judged"),
         *(("", reason) for reason in entry.reasons),
         ("features", manifest["feature_version"]),
@@ -208,7 +221,7 @@ def train(source: str, no_promote: bool, as_json: bool) -> None:
       smoke models train
       smoke models train --source simulated --no-promote
     """
-    from smoke_platform.adapters import model_lifecycle
+    from smoke_platform.adapters import evaluation_page, model_lifecycle
 
     settings = load_settings()
     registry = _registry(settings)
@@ -233,7 +246,8 @@ def train(source: str, no_promote: bool, as_json: bool) -> None:
             }
         )
     else:
-        Console().print(_sheet(candidate.manifest, registry.version(candidate.number)))
+        told = evaluation_page.find(settings, candidate.number)
+        Console().print(_sheet(candidate.manifest, registry.version(candidate.number), told))
     if not verdict.passed:
         raise SmokeError(
             f"version {candidate.number} is registered, but the gate refused it: " + "; ".join(verdict.reasons),

@@ -110,6 +110,50 @@ def best_threshold(label: Booleans, probability: Floats, weight: Floats | None =
     return float(np.clip((ranked[widest] + below[widest]) / 2, 0.01, 0.99))
 
 
+#: Bins of the calibration, by probability, and points of a curve that is drawn.
+CALIBRATION_BINS = 10
+CURVE_POINTS = 120
+
+
+def curves(label: Booleans, probability: Floats, weight: Floats) -> dict[str, Any]:
+    """ROC, precision and recall, calibration and Brier score of held-out rows; all arrays ``[n]``.
+
+    Returns:
+        ``roc``: (false alarm share, recall), ``pr``: (recall, precision), each from the highest threshold down;
+        ``roc_area``, ``pr_area``: the area below (trapezia; step function, which is the average precision);
+        ``calibration``: of each bin that is not empty the mean probability, the share that burns and its weight;
+        ``brier``: weighted mean of (probability - label) squared (Brier 1950).
+    """
+    order = np.argsort(-probability, kind="stable")
+    ranked, fire, weights = probability[order], label[order], weight[order]
+    last = np.append(ranked[1:] < ranked[:-1], True) if len(ranked) else np.empty(0, dtype=np.bool_)
+    caught, wrong = np.cumsum(weights * fire)[last], np.cumsum(weights * ~fire)[last]
+    fires, quiet = float(weights[fire].sum()), float(weights[~fire].sum())
+    recall = caught / fires if fires else np.zeros_like(caught)
+    false_share = wrong / quiet if quiet else np.zeros_like(wrong)
+    precision = caught / np.maximum(caught + wrong, 1e-12)
+    bins = np.minimum((probability * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    mass = np.bincount(bins, weights=weight, minlength=CALIBRATION_BINS)
+    said = np.bincount(bins, weights=weight * probability, minlength=CALIBRATION_BINS)
+    burnt = np.bincount(bins, weights=weight * label, minlength=CALIBRATION_BINS)
+    filled = np.flatnonzero(mass)
+    shown = np.unique(np.linspace(0, len(recall) - 1, min(CURVE_POINTS, len(recall))).astype(np.int64))
+    # Half of the points by rank and half by what is caught: nearly all of the curve lies in the first few rows.
+    by_recall = np.searchsorted(recall, np.linspace(0.0, 1.0, CURVE_POINTS))
+    shown = np.unique(np.concatenate([shown, np.minimum(by_recall, len(recall) - 1)]))
+    return {
+        "roc": [(float(false_share[place]), float(recall[place])) for place in shown],
+        "pr": [(float(recall[place]), float(precision[place])) for place in shown],
+        "roc_area": round(float(np.trapezoid(np.append(0.0, recall), np.append(0.0, false_share))), 6),
+        "pr_area": round(float((np.diff(recall, prepend=0.0) * precision).sum()), 6),
+        "calibration": [
+            (float(said[place] / mass[place]), float(burnt[place] / mass[place]), float(mass[place]))
+            for place in filled
+        ],
+        "brier": round(float((weight * (probability - label) ** 2).sum() / weight.sum()), 6),
+    }
+
+
 def group_folds(groups: Sequence[str], label: Booleans, folds: int, seed: int) -> Integers:
     """Which fold each row is held out in, int64 ``[n]``; all rows of a group share one.
 

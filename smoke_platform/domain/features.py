@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,19 @@ def _definition_hash() -> str:
 #: SHA-256 of the definition above, and the short name that manifests and tables carry.
 FEATURE_SET_HASH = _definition_hash()
 FEATURE_SET_VERSION = f"{KERNEL_REVISION}-{FEATURE_SET_HASH[:12]}"
+
+#: Feature -> the sensors without any of which there is no such number; ``raised_sensors`` counts those that are there.
+_RESTS_ON: dict[str, frozenset[str]] = {
+    **{name: frozenset((name,)) for name in CURRENT},
+    "fine_fraction": frozenset(("pm1_0", "pm2_5")),
+    "coarse_fraction": frozenset(("nc0_5", "nc2_5")),
+    **{f"{name}_{what}": frozenset((name,)) for name in TRACKED_NAMES for what in ("rise", "score", "rate")},
+    "smoke_and_gas": frozenset(("pm2_5", "tvoc_ppb")),
+    "smoke_and_heat": frozenset(("pm2_5", "temperature_c")),
+    "smoke_and_co": frozenset(("pm2_5", "co_ppm")),
+    "dry_heat": frozenset(("temperature_c", "humidity_pct")),
+    "raised_sensors": frozenset(),
+}
 
 _T = len(TRACKED)
 _SENSOR_PLACE = {name: place for place, name in enumerate(ALL_SENSOR_NAMES)}
@@ -264,6 +278,32 @@ def as_cold(features: Features) -> Features:
     """The same rows as if each reading stood alone."""
     copy = features.copy()
     copy[:, _MEMORYLESS:] = np.nan
+    return copy
+
+
+def rests_on(feature: str, sensors: Sequence[str]) -> bool:
+    """Whether a feature is computed from any of these sensors."""
+    if feature == "raised_sensors":
+        return not set(sensors).isdisjoint(RAISED_BY_FIRE)
+    return not _RESTS_ON[feature].isdisjoint(sensors)
+
+
+def without(features: Features, sensors: Sequence[str]) -> Features:
+    """The same rows as if a device had never had these sensors: equal to what ``step`` gives for it.
+
+    Args:
+        features: float32 ``[n, FEATURE_COUNT]``.
+        sensors: of ``readings.ALL_SENSOR_NAMES``.
+    """
+    copy = features.copy()
+    absent = set(sensors)
+    for name in FEATURE_NAMES:
+        if _RESTS_ON[name] & absent:
+            copy[:, FEATURE_NAMES.index(name)] = np.nan
+    scores = [FEATURE_NAMES.index(f"{name}_score") for name in RAISED_BY_FIRE if name not in absent]
+    known = ~np.isnan(copy[:, scores])
+    raised = np.where(known.any(axis=1), (known & (copy[:, scores] > RAISED_SCORE)).sum(axis=1), np.nan)
+    copy[:, FEATURE_NAMES.index("raised_sensors")] = raised
     return copy
 
 

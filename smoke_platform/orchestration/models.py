@@ -17,7 +17,7 @@ from typing import Any
 
 import dagster as dg
 
-from smoke_platform.adapters import feature_tables, model_lifecycle
+from smoke_platform.adapters import evaluation_page, feature_tables, model_lifecycle
 from smoke_platform.adapters.feature_tables import TrainingWorld
 from smoke_platform.adapters.lake import Lake
 from smoke_platform.adapters.registry import Registry, headline, read_champion
@@ -161,7 +161,11 @@ def _candidate(settings: Settings) -> dg.AssetsDefinition:
         registry = Registry(settings)
         candidate = model_lifecycle.train_candidate(settings, registry, progress=context.log.info)
         verdict = model_lifecycle.judge(settings, registry, candidate.number)
-        yield dg.MaterializeResult(metadata=_candidate_metadata(candidate.number, candidate.manifest, verdict))
+        told = evaluation_page.find(settings, candidate.number)
+        report = {"evaluation": dg.MetadataValue.path(str(told))} if told else {}
+        yield dg.MaterializeResult(
+            metadata={**_candidate_metadata(candidate.number, candidate.manifest, verdict), **report}
+        )
         yield from _check_results(verdict)
 
     return candidate_model

@@ -6,11 +6,12 @@ import hashlib
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 from smoke_platform.adapters import feature_tables, trainer
 from smoke_platform.adapters.lake import Lake
-from smoke_platform.domain import evaluation, features
+from smoke_platform.domain import alarm_evaluation, evaluation, features
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.promotion import Limits, judge
 from smoke_platform_tests.integration.small_models import QUICK, SEED, WORLD, small_examples, small_lake, small_model
@@ -85,6 +86,71 @@ def test_every_device_can_be_left_out_once() -> None:
         probability[held] = trainer.fit(algorithm, seen.matrix, seen.label, SEED).model.score(learning.matrix[held])
     counts = evaluation.confusion(learning.label, probability >= 0.5, learning.weight)
     assert counts.f1 > 0.7, counts
+
+
+def test_alarms_of_the_held_out_devices_are_in_the_manifest() -> None:
+    """A version is judged by fires told and missed; a figure per reading alone hides a fire that nobody is told of."""
+    trained, held = small_model(), small_examples().only(small_examples().holdout)
+    validation = trained.manifest["validation"]
+    for found in (validation["alarms"], *validation["holdout"]["alarms"].values()):
+        assert found["fires"] > 0
+        assert (
+            found["missed"]
+            + sum(family["alarmed"] for family in found["by_family"].values() if family["kind"] == "fire")
+            == found["fires"]
+        )
+        assert found["quiet_device_days"] > 0
+    assert set(validation["holdout"]["alarms"]) == {"model", "rules", "together"}
+    assert validation["alarms"]["missed"] <= validation["alarms"]["fires"] // 4
+    found = trainer.held_out_outcomes(trained.artifact, trained.manifest["threshold"], held)
+    assert alarm_evaluation.summary(found) == validation["holdout"]["alarms"]["model"]
+    assert {outcome.device for outcome in found.episodes} <= set(held.group)
+
+
+def test_two_models_are_judged_on_the_same_fires() -> None:
+    """The gate compares a candidate with the champion fire by fire; a fire that only one was shown decides nothing."""
+    held = small_examples().only(small_examples().holdout)
+    careless, deaf = (trainer.held_out_outcomes(small_model().artifact, limit, held) for limit in (0.001, 0.999999))
+    assert [outcome.episode for outcome in careless.episodes] == [outcome.episode for outcome in deaf.episodes]
+    assert careless.quiet_device_days == deaf.quiet_device_days
+    assert len(careless.missed) < len(deaf.missed)
+
+
+def test_fires_of_a_labelled_recording_are_its_stretches_of_fire() -> None:
+    """Readings of real devices do not tell their episodes, and their fires must count all the same."""
+    held = small_examples().only(small_examples().holdout)
+    nothing = pl.Series([None] * len(held), dtype=pl.String)
+    blind = replace(held, episode=nothing, kind=nothing, family=nothing)
+    known, found = held.watched(), blind.watched()
+    onsets = {(one.device, one.onset) for one in known.episodes if one.kind == "fire" and one.whole}
+    assert onsets
+    assert onsets <= {(one.device, one.onset) for one in found.episodes}
+    assert all(one.kind == "fire" for one in found.episodes)
+
+
+def test_what_is_chosen_is_chosen_on_families_that_were_not_learnt() -> None:
+    """A threshold for fires and nuisances known by heart is too low for a nuisance that nobody thought of."""
+    learning = small_examples().only(~small_examples().holdout)
+    inner, families = trainer._inner(learning, SEED)
+    assert set(families) == set(learning.family.drop_nulls().unique())
+    for fold in range(trainer.INNER_FOLDS):
+        learnt, checked = inner.learnt(fold), inner.checked(fold)
+        assert not (learnt & checked).any()
+        assert not set(learning.family.filter(pl.Series(learnt)).drop_nulls()) & {
+            family for family, of in families.items() if of == fold
+        }
+        quiet = checked & learning.family.is_null().to_numpy()
+        assert not set(learning.group[learnt]) & set(learning.group[quiet])
+    assert (sum(inner.checked(fold).astype(int) for fold in range(trainer.INNER_FOLDS)) == 1).all()
+
+
+@pytest.mark.parametrize("absent", trainer.LACKING[:3], ids=["no gas", "no CO", "neither"])
+def test_a_device_that_lacks_a_chip_still_alarms(absent: tuple[str, ...]) -> None:
+    """A device without gas sensors is sold too, and whoever hangs it up relies on it."""
+    held = small_examples().only(small_examples().holdout)
+    lacking = replace(held, matrix=features.without(held.matrix, absent))
+    found = trainer.held_out_outcomes(small_model().artifact, small_model().manifest["threshold"], lacking)
+    assert len(found.missed) <= len(found.of("fire")) // 2
 
 
 def test_labels_without_meaning_do_not_pass_the_gate() -> None:

@@ -113,3 +113,25 @@ def test_the_holdout_is_a_fifth_and_always_the_same() -> None:
     held = [evaluation.in_holdout(f"device-{number}") for number in range(5_000)]
     assert 0.17 < np.mean(held) < 0.23
     assert held[:50] == [evaluation.in_holdout(f"device-{number}") for number in range(50)]
+
+
+@given(scored())
+@settings(max_examples=60, deadline=None)
+def test_curves_are_those_of_trying_every_threshold(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    """A curve that is drawn wrong makes a model look better than it is."""
+    label, probability, weight = case
+    found = evaluation.curves(label, probability, weight)
+    assert found["brier"] == pytest.approx(np.average((probability - label) ** 2, weights=weight), abs=1e-6)
+    assert sum(mass for _, _, mass in found["calibration"]) == pytest.approx(weight.sum())
+    burnt = sum(share * mass for _, share, mass in found["calibration"])
+    assert burnt == pytest.approx(weight[label].sum())
+    if not label.any() or label.all():
+        return
+    counts = [evaluation.confusion(label, probability >= threshold, weight) for threshold in np.unique(probability)]
+    expected = {(round(one.recall, 9), round(one.precision, 9)) for one in counts}
+    assert {(round(x, 9), round(y, 9)) for x, y in found["pr"]} == expected
+    # Probability that a burning reading has a greater score than a quiet one, ties counting half.
+    fire, quiet = probability[label], probability[~label]
+    above = (fire[:, None] > quiet) + 0.5 * (fire[:, None] == quiet)
+    pairs = weight[label][:, None] * weight[~label]
+    assert found["roc_area"] == pytest.approx((above * pairs).sum() / pairs.sum(), abs=1e-5)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from smoke_platform.domain import features as kernel
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES
+from smoke_platform.domain.simulator import simulate
 
 EPOCH = 1_700_000_000.0
 NAN = math.nan
@@ -282,3 +283,20 @@ def test_every_feature_is_named_once_and_leaks_nothing() -> None:
     forbidden = ("pressure", "utc", "time", "sequence", "device")
     assert not [name for name in kernel.FEATURE_NAMES if any(word in name for word in forbidden)]
     assert "raw_h2" not in kernel.FEATURE_NAMES
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [("tvoc_ppb", "eco2_ppm", "raw_h2", "raw_ethanol"), ("temperature_c", "humidity_pct"), ("pm2_5",), ("co_ppm",)],
+    ids=lambda names: names[0],
+)
+def test_rows_without_a_chip_are_those_of_a_device_that_never_had_it(absent: tuple[str, ...]) -> None:
+    """A model would be trained for a device that lacks a chip on numbers that such a device never sends."""
+    frame = simulate(3, datetime(2024, 1, 5, tzinfo=UTC), 2_000, 4, fires_per_device_day=12, faults_per_device_day=24)
+    whole = kernel.feature_matrix(kernel.features_of_frame(frame))
+    lacking = frame.with_columns(pl.lit(None, pl.Float64).alias(name) for name in absent)
+    expected = kernel.feature_matrix(kernel.features_of_frame(lacking))
+    assert kernel.without(whole, absent).tobytes() == expected.tobytes()
+    changed = ~((whole == expected) | (np.isnan(whole) & np.isnan(expected))).all(axis=0)
+    rests = [kernel.rests_on(name, absent) for name in kernel.FEATURE_NAMES]
+    assert not (changed & ~np.array(rests)).any()

@@ -16,6 +16,7 @@ FIGURES = {
     "lines": svg.lines("a <b>", ["0", "1", "2"], {"x & y": [1.0, None, 3.0], "z": [0.0, math.nan, 1.0]}),
     "flat": svg.lines("flat", ["0", "1"], {"x": [5.0, 5.0]}),
     "nothing": svg.lines("nothing", ["0"], {"x": [None]}),
+    "curves": svg.curves("curves", {"a < b": [(0.0, 0.0), (math.nan, 1.0), (0.5, 1.0)]}, "x & y", "up", diagonal=True),
     "columns": svg.columns("columns", ["a", "b"], [0.0, 2.0]),
     "bars": svg.bars("bars", [("<script>", 3.0), ("b", 6.0)]),
     "matrix": svg.matrix("matrix", ["a", "b", "c"], {("a", "b"): -0.5, ("c", "a"): 0.25}),
