@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import dagster as dg
 
-from smoke_platform.orchestration import external_validation, landing, maintenance, models, monitoring, warehouse
+from smoke_platform.orchestration import (
+    external_validation,
+    landing,
+    maintenance,
+    model_watch,
+    models,
+    monitoring,
+    warehouse,
+)
 from smoke_platform.settings import Settings, load_settings
 
 
@@ -19,6 +27,7 @@ def build_definitions(settings: Settings | None = None) -> dg.Definitions:
         warehouse.definitions(chosen),
         models.definitions(chosen),
         external_validation.definitions(chosen),
+        model_watch.definitions(chosen),
         monitoring.definitions(chosen),
         maintenance.definitions(chosen),
     )
