@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from proofs import suite_alarms, suite_flood, suite_history, suite_machine, suite_spark, suite_windows
+from proofs import suite_alarms, suite_flood, suite_history, suite_lifecycle, suite_machine, suite_spark, suite_windows
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.settings import load_settings
 from smoke_platform.verification.run import Plan, prove
@@ -66,6 +66,7 @@ SUITES: dict[str, Callable[[], dict[str, Any]]] = {
     "alarms": suite_alarms.prove,
     "flood": suite_flood.suite,
     "machine": suite_machine.suite,
+    "lifecycle": suite_lifecycle.suite,
     "windows": suite_windows.suite,
     "spark": suite_spark.suite,
     "history": suite_history.suite,
