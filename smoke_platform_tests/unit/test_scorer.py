@@ -233,7 +233,8 @@ def test_readers_see_whole_models_while_the_watch_swaps_them(tmp_path: Path) -> 
         try:
             for version in (2, 3, 4, 5, 1, 5):
                 publish(tmp_path, version, models[version])
-                _until(lambda version=version: watcher.status.version == str(version))  # type: ignore[misc] # binds the loop's value
+                # Until a reader has used it, too: on a busy machine they may all miss a model that is gone again.
+                _until(lambda v=str(version): watcher.status.version == v and v in seen)  # type: ignore[misc] # binds the loop's value
         finally:
             done.set()
             for reader in readers:
