@@ -417,6 +417,34 @@ class Settings(BaseModel):
         ge=0,
         le=8760,
     )
+    gate_min_fires: int = _setting(
+        "SMOKE_GATE_MIN_FIRES",
+        20,
+        "Least held-out fires on which a candidate is compared with the champion; fewer refuse it",
+        section="Model",
+        ge=1,
+    )
+    shadow_hours: float = _setting(
+        "SMOKE_SHADOW_HOURS",
+        0.0,
+        "Device-hours that a version is watched beside the champion before it is promoted; 0: it is promoted at once",
+        section="Model",
+        ge=0,
+    )
+    auto_rollback: bool = _setting(
+        "SMOKE_AUTO_ROLLBACK",
+        True,
+        "Go back to the champion before by itself when the live performance falls",
+        section="Model",
+    )
+    model_retention: int = _setting(
+        "SMOKE_MODEL_RETENTION",
+        10,
+        "Versions of the model that are kept, beside champion, challenger and the way back",
+        section="Model",
+        ge=1,
+        le=10_000,
+    )
     training_seed: int = _setting(
         "SMOKE_TRAINING_SEED", 7, "Seed of training and of its simulated set", section="Model", ge=0
     )

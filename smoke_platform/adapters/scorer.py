@@ -78,26 +78,26 @@ class Champion(msgspec.Struct, frozen=True, kw_only=True):
     action: str = "promote"
 
 
-def read_champion(models_dir: Path) -> Champion:
-    """What ``champion.json`` in ``models_dir`` says.
+def read_champion(models_dir: Path, name: str = CHAMPION_FILE) -> Champion:
+    """What ``champion.json`` in ``models_dir`` says, or the file ``name`` of the same form.
 
     Raises:
         ModelRefused: there is none, or it is not what the registry writes.
     """
-    place = models_dir / CHAMPION_FILE
+    place = models_dir / name
     try:
         raw = place.read_bytes()
     except FileNotFoundError:
         raise ModelRefused(
-            Refusal.NO_CHAMPION, "no champion is published yet", "train one: smoke models train"
+            Refusal.NO_CHAMPION, f"no {name.removesuffix('.json')} is published yet", "train one: smoke models train"
         ) from None
     except OSError as error:
-        raise ModelRefused(Refusal.UNREADABLE, f"{CHAMPION_FILE}: {error.strerror}") from None
+        raise ModelRefused(Refusal.UNREADABLE, f"{name}: {error.strerror}") from None
     try:
         return msgspec.json.decode(raw, type=Champion)
     except msgspec.DecodeError as error:
         raise ModelRefused(
-            Refusal.UNREADABLE, f"{CHAMPION_FILE} is not what the registry writes: {error}", _PROMOTE_AGAIN
+            Refusal.UNREADABLE, f"{name} is not what the registry writes: {error}", _PROMOTE_AGAIN
         ) from None
 
 
@@ -173,6 +173,7 @@ class OnnxScorer:
         _check_features(
             str(manifest.get("feature_version")), tuple(manifest.get("feature_names", ())), MANIFEST_FILE, version
         )
+        _check_origin(champion, manifest, version)
         return cls(champion, manifest, artifact)
 
     def score(self, rows: Features) -> Probabilities:
@@ -222,6 +223,30 @@ def _check_features(feature_version: str, names: tuple[str, ...], origin: str, v
         "train a model on the present features: smoke models train",
         version=version,
     )
+
+
+def _check_origin(champion: Champion, manifest: Mapping[str, Any], version: str) -> None:
+    """What is published of a model must be what its manifest says; only the manifest is protected by a hash.
+
+    A threshold that was raised in the published file would silence the model without touching a single hashed byte.
+    """
+    for name, published in (("version", champion.version), ("threshold", champion.threshold)):
+        if manifest.get(name) != published:
+            raise ModelRefused(
+                Refusal.HASH_MISMATCH,
+                f"model {version}: published is {name} {published}, its manifest says {manifest.get(name)}",
+                _PROMOTE_AGAIN,
+                version=version,
+            )
+    definition = manifest.get("feature_sha256", features.FEATURE_SET_HASH)
+    if definition != features.FEATURE_SET_HASH:
+        raise ModelRefused(
+            Refusal.FEATURE_MISMATCH,
+            f"model {version}: its features are defined by {str(definition)[:12]}..., this platform's by "
+            f"{features.FEATURE_SET_HASH[:12]}... ({MANIFEST_FILE})",
+            "train a model on the present features: smoke models train",
+            version=version,
+        )
 
 
 def _inside(models_dir: Path, relative: str, version: str) -> Path:

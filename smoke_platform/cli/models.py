@@ -1,4 +1,4 @@
-"""``smoke models``: list, show, audit, train, promote and roll back models, validate them on recorded fires.
+"""``smoke models``: list, show, audit, train, compare, watch, promote, roll back and validate models on recorded fires.
 
 Belongs here: options, and how versions and findings are shown. Does not: training, the gate and the registry themselves
 (``adapters.model_lifecycle`` and what it calls), the audit (``adapters.data_audit``).
@@ -24,7 +24,7 @@ JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def models() -> None:
-    """List, show, audit, train, promote and roll back models.
+    """List, show, audit, train, compare, watch, promote, roll back and validate models.
 
     \b
     Example:
@@ -68,7 +68,7 @@ def list_versions(as_json: bool) -> None:
         table.add_column(name, justify="right" if name in ("version", "accuracy", "F1") else "left")
     for version in found:
         table.add_row(
-            f"{version.number}{' *' if version.champion else ''}",
+            f"{version.number}{' *' if version.champion else ' ?' if version.challenger else ''}",
             f"{version.created_at:%Y-%m-%d %H:%M:%S}",
             version.algorithm,
             version.trained_on,
@@ -79,6 +79,8 @@ def list_versions(as_json: bool) -> None:
         )
     console.print(table)
     console.print("* the champion, which scores the readings")
+    if any(version.challenger for version in found):
+        console.print("? the challenger, which is watched in shadow")
 
 
 @models.command()
@@ -99,15 +101,16 @@ def show(version: int, as_json: bool) -> None:
     manifest, entry = registry.manifest(version), registry.version(version)
     told = evaluation_page.find(settings, version)
     if as_json:
-        shown = {"champion": entry.champion, "gate": entry.gate, "reasons": entry.reasons, "page": told}
-        _print_json({**manifest, **shown})
+        standing = {"champion": entry.champion, "challenger": entry.challenger, "page": told}
+        _print_json({**manifest, **standing, "gate": entry.gate, "reasons": entry.reasons})
         return
     Console().print(_sheet(manifest, entry, told))
 
 
 def _sheet(manifest: dict[str, Any], entry: Any, told: Path | None = None) -> Table:
     validation, trained_on = manifest["validation"], manifest["trained_on"]
-    table = Table(title=f"Version {entry.number}{' (champion)' if entry.champion else ''}", show_header=False)
+    standing = " (champion)" if entry.champion else " (challenger)" if entry.challenger else ""
+    table = Table(title=f"Version {entry.number}{standing}", show_header=False)
     grouped, random_split = validation["grouped"], validation["random_split"]
     rows: list[tuple[str, str]] = [
         ("algorithm", manifest["algorithm"]),
@@ -131,8 +134,10 @@ def _sheet(manifest: dict[str, Any], entry: Any, told: Path | None = None) -> Ta
     if validation.get("holdout"):
         alone = validation["holdout"]["single_readings"]
         rows.append(("single readings, held out", f"accuracy {alone['accuracy']:.4f}, F1 {alone['f1']:.4f}"))
+    audit = manifest.get("audit")
     rows += [
         *([("page", str(told))] if told else []),
+        ("audit of the data", "none" if not audit else "clean" if audit["clean"] else f"{audit['blocking']} blocking"),
         ("gate", entry.gate or "not judged"),
         *(("", reason) for reason in entry.reasons),
         ("features", manifest["feature_version"]),
@@ -214,7 +219,7 @@ def _audit_table(report: AuditReport, headline: str) -> Table:
 @click.option("--no-promote", is_flag=True, help="Register the version only.")
 @JSON_OPTION
 def train(source: str, no_promote: bool, as_json: bool) -> None:
-    """Train a version, register it, and promote it if it passes the gate.
+    """Train a version, register it, and take it on if it passes the gate: to champion, or into the shadow first.
 
     \b
     Example:
@@ -233,14 +238,16 @@ def train(source: str, no_promote: bool, as_json: bool) -> None:
         candidate = model_lifecycle.train_candidate(settings, registry, source=source, progress=status.update)
         status.update("judging")
         verdict = model_lifecycle.judge(settings, registry, candidate.number)
-    promoted = verdict.passed and not no_promote
-    if promoted:
-        registry.promote(candidate.number, reason="smoke models train: passed the gate")
+    advance = None
+    if verdict.passed and not no_promote:
+        advance = model_lifecycle.advance(settings, registry, candidate.number)
+    model_lifecycle.prune(settings, registry)
     if as_json:
         _print_json(
             {
                 "version": candidate.number,
-                "promoted": promoted,
+                "promoted": advance is not None and advance.outcome == "champion",
+                "outcome": advance.outcome if advance else "registered",
                 "gate": verdict.as_dict(),
                 "manifest": candidate.manifest,
             }
@@ -248,11 +255,147 @@ def train(source: str, no_promote: bool, as_json: bool) -> None:
     else:
         told = evaluation_page.find(settings, candidate.number)
         Console().print(_sheet(candidate.manifest, registry.version(candidate.number), told))
+        if advance is not None:
+            click.echo(f"{advance.outcome}: {advance.reason}")
     if not verdict.passed:
         raise SmokeError(
             f"version {candidate.number} is registered, but the gate refused it: " + "; ".join(verdict.reasons),
             "the champion stays",
         )
+
+
+@models.command()
+@click.argument("version", type=click.IntRange(min=1))
+@click.argument("other", type=click.IntRange(min=1), required=False)
+@JSON_OPTION
+def compare(version: int, other: int | None, as_json: bool) -> None:
+    """Compare VERSION with OTHER (the champion where none is given) on the same held-out fires.
+
+    Figures of the manifests stand side by side; below them what the alarms of both do to the very same fires and
+    nuisances, none of which any version was trained on.
+
+    \b
+    Example:
+      smoke models compare 4
+      smoke models compare 4 2 --json | jq .paired.misses
+    """
+    from smoke_platform.adapters import model_lifecycle
+
+    settings = load_settings()
+    registry = _registry(settings)
+    other = other or (registry.champion() or {}).get("version")
+    if other is None:
+        raise SmokeError("there is no champion to compare with", f"smoke models compare {version} OTHER")
+    manifests = {number: registry.manifest(number) for number in (version, other)}
+    with Console(stderr=True).status("replaying the held-out fires"):
+        paired = model_lifecycle.compare(settings, registry, version, other)
+    if as_json:
+        shown = {str(number): _figures(manifest) for number, manifest in manifests.items()}
+        _print_json({"version": version, "other": other, "figures": shown, "paired": paired.as_dict()})
+        return
+    console = Console()
+    console.print(_beside(manifests))
+    console.print(_paired_table(paired, version, other))
+
+
+def _figures(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a manifest that two versions are compared by."""
+    validation = manifest["validation"]
+    alarms = validation.get("alarms")
+    return {
+        "algorithm": manifest["algorithm"],
+        "trained on": manifest["trained_on"]["kind"],
+        "rows": manifest["trained_on"]["rows"],
+        "threshold": manifest["threshold"],
+        "accuracy": validation["grouped"]["accuracy"],
+        "F1": validation["grouped"]["f1"],
+        "precision": validation["grouped"]["precision"],
+        "recall": validation["grouped"]["recall"],
+        "largest difference of parity": validation["parity"]["largest_difference"],
+        "microseconds a row": validation["latency_us"],
+        "bytes": validation.get("size_bytes"),
+        "code": manifest["code_version"],
+        "data fingerprint": str(manifest["trained_on"].get("fingerprint", ""))[:16],
+        **{f"alarms: {name}": value for name, value in (alarms or {}).items() if isinstance(value, (int, float, str))},
+    }
+
+
+def _beside(manifests: dict[int, dict[str, Any]]) -> Table:
+    table = Table(title="Manifests")
+    table.add_column("figure")
+    sides = {number: _figures(manifest) for number, manifest in manifests.items()}
+    for number in sides:
+        table.add_column(f"version {number}", justify="right")
+    for name in dict.fromkeys(name for side in sides.values() for name in side):
+        table.add_row(name, *(_cell(side.get(name)) for side in sides.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _paired_table(paired: Any, version: int, other: int) -> Table:
+    table = Table(title="The same held-out fires and nuisances (95% intervals over whole episodes)")
+    for name in ("", "episodes", f"version {version}", f"version {other}", "difference", "worse / better", "sign test"):
+        table.add_column(name, justify="left" if not name else "right")
+    for name, count in (("fires missed", paired.misses), ("false alarms", paired.false_alarms)):
+        table.add_row(
+            name,
+            f"{count.episodes:,}",
+            f"{count.candidate:,}",
+            f"{count.champion:,}",
+            f"{count.more:+d} ({count.low:+g} to {count.high:+g})",
+            f"{count.worse} / {count.better}",
+            f"{count.p_worse:.2g}",
+        )
+    delay = paired.delay
+    if delay.mean is not None:
+        later = f"{delay.mean:+.2f} s ({delay.low:+.2f} to {delay.high:+.2f})"
+        table.add_row("alarm later by", f"{delay.fires:,}", "", "", later, "", "")
+    return table
+
+
+@models.command()
+@click.argument("version", type=click.IntRange(min=1), required=False)
+@click.option("--clear", is_flag=True, help="End the watch.")
+@click.option("--reason", default="smoke models challenger", help="Why; kept in the history.")
+@JSON_OPTION
+def challenger(version: int | None, clear: bool, reason: str, as_json: bool) -> None:
+    """Have VERSION watched in shadow beside the champion; without one, show which version is.
+
+    It scores the readings that have landed, once an hour, and raises no alarm.
+
+    \b
+    Example:
+      smoke models challenger 5
+      smoke models challenger --clear --reason "not needed any more"
+    """
+    from smoke_platform.adapters.registry import read_challenger
+
+    settings = load_settings()
+    if clear and version is not None:
+        raise SmokeError("--clear ends the watch of whichever version it is", "leave the version out")
+    if clear:
+        gone = _registry(settings).drop_challenger(reason=reason)
+        if as_json:
+            _print_json({"cleared": gone})
+        else:
+            click.echo("no version was watched" if gone is None else f"version {gone} is no challenger any more")
+        return
+    if version is not None:
+        entry = _registry(settings).challenge(version, reason=reason)
+    else:
+        found = read_challenger(settings.models_dir)
+        if found is None:
+            raise SmokeError("no version is watched in shadow", "smoke models challenger VERSION has one watched")
+        entry = found
+    if as_json:
+        _print_json(entry)
+    else:
+        click.echo(f"version {entry['version']} is watched in shadow since {entry['published_at']} ({entry['reason']})")
 
 
 @models.command()

@@ -2,7 +2,8 @@
 
 Belongs here: assets, checks, job, schedule and the sensor that trains a first model. Does not: the features
 (``domain.features``), training (``adapters.trainer``), the gate (``domain.promotion``), the registry
-(``adapters.registry``), the audit of what is trained on (``orchestration.audit``), whose checks do block the candidate.
+(``adapters.registry``), the audit of what is trained on (``orchestration.audit``), whose checks do block the candidate,
+what watches models that are in use (``orchestration.model_watch``).
 
 The gate's checks on the candidate show what it lacks; they do not block. A refusal is a result and not a fault: the
 champion's step reads the verdict itself, leaves the champion alone and the run is green. Only where there is no
@@ -21,24 +22,14 @@ from smoke_platform.adapters import evaluation_page, feature_tables, model_lifec
 from smoke_platform.adapters.feature_tables import TrainingWorld
 from smoke_platform.adapters.lake import Lake
 from smoke_platform.adapters.registry import Registry, headline, read_champion
-from smoke_platform.domain import features
+from smoke_platform.domain import features, promotion
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.promotion import Condition, Verdict
 from smoke_platform.orchestration import names, partitions
 from smoke_platform.settings import Settings
 
 #: Checks of the candidate, by the name of the gate's condition.
-GATE_CHECKS = (
-    "accuracy",
-    "f1",
-    "parity_rows",
-    "parity_nan_rows",
-    "parity_share",
-    "parity_largest",
-    "latency",
-    "features",
-    "champion",
-)
+GATE_CHECKS = promotion.CONDITIONS
 #: Two runs that write days of one table must not commit at once.
 POOL_FEATURES = "lake_features"
 STARTUP_SENSOR = "startup_training_sensor"
@@ -54,11 +45,15 @@ def definitions(settings: Settings, world: TrainingWorld | None = None) -> dg.De
     job = dg.define_asset_job(
         names.JOB_TRAINING,
         selection=dg.AssetSelection.assets(
-            names.SIMULATED_READINGS, names.DATA_AUDIT, names.CANDIDATE_MODEL, names.CHAMPION_MODEL
+            names.SIMULATED_READINGS,
+            names.DATA_AUDIT,
+            names.CANDIDATE_MODEL,
+            names.CHAMPION_MODEL,
+            names.CHALLENGER_MODEL,
         ),
         tags=names.BATCH_TAGS,
         executor_def=dg.in_process_executor,
-        description="Audit the data, train a candidate, judge it, and promote it if it passes the gate.",
+        description="Audit the data, train a candidate, take it on if it passes the gate; remove old versions.",
     )
     hours = settings.training_interval_hours
     schedule = dg.ScheduleDefinition(
@@ -172,34 +167,46 @@ def _candidate(settings: Settings) -> dg.AssetsDefinition:
 
 
 def _champion(settings: Settings) -> dg.AssetsDefinition:
-    @dg.multi_asset(
-        name="champion_model",
-        specs=[
-            dg.AssetSpec(
-                names.CHAMPION_MODEL,
-                deps=[names.CANDIDATE_MODEL],
-                group_name=names.GROUP_MODELS,
-                kinds={"mlflow", "onnx"},
-                description="The version that scores the readings, published in models/champion.json.",
-                skippable=True,
-            )
-        ],
-        pool=names.POOL_REGISTRY,
-    )
+    specs = [
+        dg.AssetSpec(
+            key,
+            deps=[names.CANDIDATE_MODEL],
+            group_name=names.GROUP_MODELS,
+            kinds={"mlflow", "onnx"},
+            description=description,
+            skippable=True,
+        )
+        for key, description in (
+            (names.CHAMPION_MODEL, "The version that scores the readings, published in models/champion.json."),
+            (names.CHALLENGER_MODEL, "A version that is watched in shadow first, published in models/challenger.json."),
+        )
+    ]
+
+    @dg.multi_asset(name="champion_model", specs=specs, pool=names.POOL_REGISTRY)
     def champion_model(context: dg.AssetExecutionContext) -> Step:
         registry = Registry(settings)
         context.log.info(registry.reconcile())
         number = _latest_candidate(context)
         try:
-            published = model_lifecycle.promote(settings, registry, number, reason="passed the gate")
+            advance = model_lifecycle.advance(settings, registry, number)
         except model_lifecycle.GateRefused as refusal:
             if registry.champion() is None:
                 raise dg.Failure(str(refusal), allow_retries=False) from None
             context.log.warning(f"{refusal.message}; the champion stays")
             return
-        yield dg.MaterializeResult(metadata={"version": number, **_plain(published["metrics"]), **_named(published)})
+        context.log.info(f"version {number}: {advance.outcome}: {advance.reason}")
+        if advance.published is not None:
+            key = names.CHAMPION_MODEL if advance.outcome == "champion" else names.CHALLENGER_MODEL
+            yield dg.MaterializeResult(asset_key=key, metadata=published_metadata(advance.published))
+        _prune(context, settings, registry)
 
     return champion_model
+
+
+def _prune(context: dg.AssetExecutionContext, settings: Settings, registry: Registry) -> None:
+    gone = model_lifecycle.prune(settings, registry)
+    if gone:
+        context.log.info(f"versions removed (SMOKE_MODEL_RETENTION): {', '.join(map(str, gone))}")
 
 
 def _latest_candidate(context: dg.AssetExecutionContext) -> int:
@@ -232,8 +239,10 @@ def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if isinstance(value, (str, int, float))}
 
 
-def _named(published: dict[str, Any]) -> dict[str, Any]:
-    return {name: published[name] for name in ("sha256", "threshold", "trained_on", "feature_version", "published_at")}
+def published_metadata(published: dict[str, Any]) -> dict[str, Any]:
+    """What is shown of a champion or challenger with its materialisation."""
+    named = ("version", "sha256", "threshold", "trained_on", "feature_version", "published_at", "action", "reason")
+    return {**{name: published[name] for name in named}, **_plain(published["metrics"])}
 
 
 def _check_results(verdict: Verdict) -> Iterator[dg.AssetCheckResult]:

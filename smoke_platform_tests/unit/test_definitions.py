@@ -14,6 +14,7 @@ from smoke_platform.orchestration.build import build_definitions
 #: Job -> cron string, as the README's table says it.
 SCHEDULES = {
     names.JOB_TRAINING: "0 2 * * *",
+    names.JOB_SHADOW: "20 * * * *",
     names.JOB_PRUNE: "0 4 * * *",
     names.JOB_BATCH: "0 6 * * *",
     names.JOB_DRIFT: "30 6 * * *",
@@ -77,6 +78,8 @@ def test_one_graph_leads_from_the_topic_to_every_report(definitions):
         names.CANDIDATE_MODEL,
         names.CHAMPION_MODEL,
         names.EXTERNAL_VALIDATION,
+        names.CHALLENGER_MODEL,
+        names.SHADOW_COMPARISON,
         names.DRIFT_REPORT,
         names.DATA_QUALITY,
         names.MODEL_PERFORMANCE,
@@ -98,7 +101,7 @@ def test_every_job_but_landing_leaves_landing_its_slot(definitions):
     """Batch runs would fill the queue while readings wait."""
     jobs = {job.name: job for job in definitions.resolve_all_job_defs()}
     batch = {name for name in jobs if not name.startswith("__") and name != names.JOB_LANDING}
-    assert batch == set(SCHEDULES)
+    assert batch == {*SCHEDULES, names.JOB_ROLLBACK}
     for name in batch:
         assert jobs[name].run_tags.get(names.KIND_TAG) == "batch", name
 
