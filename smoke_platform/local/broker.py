@@ -372,7 +372,8 @@ def _make_archive(archive: Path, cache_dir: Path, class_path: list[Path], say: P
     """Lets a broker in a folder of its own serve a message and stop; at its end Java writes what it has loaded."""
     with tempfile.TemporaryDirectory(prefix="classes-", dir=cache_dir) as folder:
         target = Path(folder) / archive.name
-        trial = EmbeddedBroker(Path(folder) / "broker", *ports.free_ports(2), cache_dir)
+        port, controller_port = ports.free_ports(2)
+        trial = EmbeddedBroker(Path(folder) / "broker", port, controller_port, cache_dir)
         trial._class_path = class_path
         trial._lay_out(silent)
         trial._jvm_options = (f"-XX:ArchiveClassesAtExit={target}",)
