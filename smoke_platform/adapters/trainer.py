@@ -508,6 +508,10 @@ def _threshold(
 
 def _at_once(make: Callable[[_Asked], Fitted], asked: Sequence[_Asked]) -> list[Fitted]:
     """As many at a time as there are threads; each fit is by itself, so that the order does not matter."""
+    # Imported before there are threads: two that import parts of scikit-learn at once find it half made.
+    import sklearn.ensemble
+    import sklearn.linear_model
+    import sklearn.pipeline  # noqa: F401
     from threadpoolctl import threadpool_limits
 
     # Here as well as in each fit: the first to end would otherwise lift the limit for the others.
