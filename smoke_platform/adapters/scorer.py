@@ -112,6 +112,7 @@ class OnnxScorer:
         manifest: its manifest, as an object of plain JSON types.
         version: the registry's version, as text.
         threshold: probability from which on a reading is called fire.
+        single_threshold: the same of a reading that stands alone; the model's own where its manifest names none.
         loaded_at: when this process took it in, UTC.
     """
 
@@ -125,6 +126,8 @@ class OnnxScorer:
         self.manifest = manifest
         self.version = str(champion.version)
         self.threshold = champion.threshold
+        single = manifest.get("threshold_single")
+        self.single_threshold = single if isinstance(single, float) and 0.0 < single < 1.0 else champion.threshold
         self.loaded_at = datetime.now(UTC)
         self._session = _session(artifact, self.version)
         self._input, self._outputs, self._column = _signature(self._session, self.version)

@@ -384,6 +384,7 @@ class Choice:
     Attributes:
         threshold: for alarms, and what is served.
         for_readings: the threshold of the greatest F1, by which readings are judged one by one.
+        for_single: the same of readings that stand alone, whose scores never come near that for alarms.
         compared: figures of each candidate, by its name.
         budget: how the threshold came about; ``None`` where readings could not be replayed.
     """
@@ -391,6 +392,7 @@ class Choice:
     fitted: Fitted
     threshold: float
     for_readings: float
+    for_single: float
     compared: dict[str, dict[str, Any]] = field(default_factory=dict)
     budget: Chosen | None = None
 
@@ -469,7 +471,9 @@ def choose(
     models = [fits[place], *rest]
     threshold, budget = _threshold(examples, inner, families, models, watch)
     for_readings = float(list(compared.values())[place]["threshold"])
-    return Choice(final, threshold, for_readings, compared, budget)
+    alone = fits[place].model.score(features.as_cold(check.matrix))
+    for_single = evaluation.best_threshold(check.label, alone, check.weight)
+    return Choice(final, threshold, for_readings, for_single, compared, budget)
 
 
 def _compared(fitted: Fitted, check: Examples) -> dict[str, Any]:
@@ -585,7 +589,7 @@ def train(
     measured_on = held if len(held) else learning
     progress("comparing the exported model with the trained one")
     parity = _parity(choice.fitted, measured_on.matrix, seed, parity_rows)
-    threshold = round(choice.threshold, 6)
+    threshold, single = round(choice.threshold, 6), round(choice.for_single, 6)
     sha256 = hashlib.sha256(choice.fitted.artifact).hexdigest()
     manifest: dict[str, Any] = {
         "sha256": sha256,
@@ -595,6 +599,7 @@ def train(
         "feature_sha256": features.FEATURE_SET_HASH,
         "feature_names": list(features.FEATURE_NAMES),
         "threshold": threshold,
+        "threshold_single": single,
         "trained_on": {
             **examples.origin,
             **learning.counts(),
@@ -604,7 +609,7 @@ def train(
         "validation": {
             **grouped,
             "random_split": flattering,
-            "holdout": _holdout(choice.fitted.model, threshold, held),
+            "holdout": _holdout(choice.fitted.model, threshold, single, held),
             "compared": choice.compared,
             "threshold": None if choice.budget is None else asdict(choice.budget),
             "parity": parity_as_dict(parity),
@@ -712,12 +717,12 @@ def random_split(examples: Examples, algorithm: Algorithm, seed: int) -> dict[st
     return {"warning": "flattering: neighbouring readings on both sides; not used by the gate", **counts.as_dict()}
 
 
-def _holdout(model: OnnxModel, threshold: float, held: Examples) -> dict[str, Any] | None:
+def _holdout(model: OnnxModel, threshold: float, single: float, held: Examples) -> dict[str, Any] | None:
     """Figures on the groups that no version trains on; also as if each of their readings stood alone."""
     if not len(held):
         return None
     called = model.score(held.matrix) >= threshold
-    alone = model.score(features.as_cold(held.matrix)) >= threshold
+    alone = model.score(features.as_cold(held.matrix)) >= single
     answer: dict[str, Any] = {
         "groups": len(np.unique(held.group)),
         "rows": len(held),

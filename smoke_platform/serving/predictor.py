@@ -217,7 +217,7 @@ class Predictor:
         if good:
             table = features.single_reading_features(np.array(sensors, dtype=np.float64))
             for index, probability in zip(good, scorer.score(table).tolist(), strict=True):
-                fire = probability >= scorer.threshold
+                fire = probability >= scorer.single_threshold
                 fires += fire
                 results[index] |= {
                     "prediction": int(fire),
@@ -237,7 +237,7 @@ class Predictor:
                 "fire": fires,
                 "no_fire": len(good) - fires,
             },
-            "threshold": scorer.threshold,
+            "threshold": scorer.single_threshold,
             "cold": True,
             "model_version": scorer.version,
             "feature_version": features.FEATURE_SET_VERSION,
@@ -255,7 +255,9 @@ class Predictor:
         device: str,
         warnings: list[str],
     ) -> Prediction:
-        fire = probability >= scorer.threshold
+        # A reading without history never scores as one of a fire that was seen to grow.
+        threshold = scorer.single_threshold if cold else scorer.threshold
+        fire = probability >= threshold
         label = LABELS[fire]
         elapsed_ms = (perf_counter() - began) * 1000.0
         if counted:
@@ -269,7 +271,7 @@ class Predictor:
             label=label,
             probability=probability,
             confidence=Confidence(1.0 - probability, probability),
-            threshold=scorer.threshold,
+            threshold=threshold,
             cold=cold,
             readings=1,
             model_version=scorer.version,

@@ -107,6 +107,14 @@ def test_alarms_of_the_held_out_devices_are_in_the_manifest() -> None:
     assert {outcome.device for outcome in found.episodes} <= set(held.group)
 
 
+def test_a_reading_that_stands_alone_can_be_called_fire() -> None:
+    """No reading without history scores as high as an alarm needs: the API would answer `no_fire` to all of them."""
+    alone = small_model().manifest["validation"]["holdout"]["single_readings"]
+    assert 0.0 < small_model().manifest["threshold_single"] < 1.0
+    assert alone["recall"] > 0.2
+    assert alone["precision"] > 0.2
+
+
 def test_two_models_are_judged_on_the_same_fires() -> None:
     """The gate compares a candidate with the champion fire by fire; a fire that only one was shown decides nothing."""
     held = small_examples().only(small_examples().holdout)
