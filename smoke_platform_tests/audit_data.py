@@ -159,6 +159,6 @@ SPOILT: dict[str, Callable[[pl.DataFrame], pl.DataFrame]] = {
         ~pl.col("fire_alarm") | (pl.col("fire_alarm").cast(pl.Int32).cum_sum() <= 30)
     ),
     "coverage.too_few_fires": lambda frame: frame.filter(
-        ~pl.col("recording").is_in(burning(frame)[3:]) | ~pl.col("fire_alarm")
+        pl.col("recording").is_in(burning(frame)[:3]) | ~pl.col("fire_alarm")
     ),
 }
