@@ -17,7 +17,7 @@ champion and never a part of one. That file decides what is served; MLflow's ali
      "manifest_sha256": "77ab...",           of manifest.json beside the artifact
      "feature_version": "1-eb56bcf35834",    features.FEATURE_SET_VERSION it was trained on
      "feature_names": ["temperature_c", ...],
-     "threshold": 0.42,                      probability from which on a reading is called fire, within 0.01..0.99
+     "threshold": 0.42,                      probability from which on the rule `model` counts a reading as fire
      "trained_on": "simulated",              simulated | devices | csv: what the training data were
      "metrics": {"accuracy": ..., "f1": ..., "precision": ..., "recall": ..., "random_split_accuracy": ...,
                  "random_split_f1": ..., "validation": "5 folds grouped by device_id"},
