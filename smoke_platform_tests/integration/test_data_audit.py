@@ -11,7 +11,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from smoke_platform.adapters import data_audit, feature_tables, model_lifecycle, trainer
+from smoke_platform.adapters import data_audit, evaluation_page, feature_tables, model_lifecycle, trainer
 from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, READINGS_SCHEMA, Lake
 from smoke_platform.adapters.registry import Registry, publish
 from smoke_platform.domain.audit_findings import FAMILIES
@@ -113,6 +113,7 @@ def test_a_model_of_csv_readings_carries_the_reasons_against_it(
     # What is trained does not matter here, only what is said of the data.
     monkeypatch.setattr(feature_tables, "load_examples", lambda _settings, source="auto": Few(source))
     monkeypatch.setattr(trainer, "train", lambda *_arguments: trainer.Trained(b"", {}, pl.DataFrame()))
+    monkeypatch.setattr(evaluation_page, "write", lambda *_arguments: None)
     bad = model_lifecycle.train_candidate(trainable, Kept(trainable), source="csv").manifest["audit"]
     assert bad["clean"] is False
     assert bad["blocking"] == sum(reason["severity"] == "blocking" for reason in bad["findings"]) > 0
