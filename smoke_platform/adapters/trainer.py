@@ -276,11 +276,17 @@ def fit(algorithm: Algorithm, matrix: features.Features, label: Booleans, seed: 
     estimator = algorithm.make(seed, algorithm.parameters)
     began = time.perf_counter()
     with threadpool_limits(OPENMP_THREADS):
-        estimator.fit(_inputs(algorithm, matrix, fill), label)
+        estimator.fit(_never_measured_as_constant(_inputs(algorithm, matrix, fill)), label)
     took = time.perf_counter() - began
     with _EXPORTING:
         artifact = export(estimator, fill)
     return Fitted(algorithm, estimator, fill, artifact, took)
+
+
+def _never_measured_as_constant(rows: Any) -> Any:
+    """Columns without any value become 0: boosting cannot bin what holds nothing, and never splits on a constant."""
+    empty = np.isnan(rows).all(axis=0)
+    return np.where(empty, rows.dtype.type(0), rows) if empty.any() else rows
 
 
 def _medians(matrix: features.Features) -> features.Features:

@@ -11,14 +11,17 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from smoke_platform.adapters import data_audit, evaluation_page, feature_tables, model_lifecycle, trainer
+from smoke_platform.adapters import data_audit, evaluation_page, feature_tables, model_lifecycle, trainer, warehouse
 from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, READINGS_SCHEMA, Lake
 from smoke_platform.adapters.registry import Registry, publish
 from smoke_platform.domain.audit_findings import FAMILIES
 from smoke_platform.domain.errors import SmokeError
+from smoke_platform.domain.recordings import RecordingFile
 from smoke_platform.orchestration import audit, models, names
 from smoke_platform.settings import Settings
 from smoke_platform_tests.audit_data import clean, of, renamed
+from smoke_platform_tests.integration.small_models import QUICK
+from smoke_platform_tests.monitoring_lake import as_landed
 
 pytestmark = pytest.mark.integration
 
@@ -180,3 +183,32 @@ def test_an_audit_without_a_table_names_what_is_missing(settings_for: Callable[.
     """Or a person who audits before anything was landed sees a stack trace."""
     with pytest.raises(SmokeError, match="no table 'simulated_readings'"):
         data_audit.audit_source(settings_for(tmp_path), "simulated")
+
+
+def test_a_model_of_the_public_recordings_is_refused_with_the_reasons(
+    tmp_path: Path, settings_for: Callable[..., Settings], needs_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a platform that is fed with the file that everybody has gets a model that knows recordings, not fires."""
+    settings = settings_for(tmp_path)
+    lake = Lake(settings.lake)
+    file = RecordingFile(needs_data / "kaggle_smoke" / "smoke_detection_iot.csv", on_bad_row=pytest.fail)
+    lake.append(READINGS, as_landed(pl.concat(list(file.chunks())).drop("recording")), (PARTITION_COLUMN,))
+    days = sorted(lake.scan(READINGS).select(pl.col(PARTITION_COLUMN).unique()).collect()[PARTITION_COLUMN].to_list())
+    for day in days:
+        feature_tables.build_day(lake, day)
+    warehouse.build(settings, days[0], days[-1])
+    warehouse.publish_marts(settings, days)
+    registry = Registry(settings)
+    registry.migrate()
+    monkeypatch.setattr(trainer.train, "__kwdefaults__", {**(trainer.train.__kwdefaults__ or {}), "algorithms": QUICK})
+    candidate = model_lifecycle.train_candidate(settings, registry, source="csv")
+    verdict = model_lifecycle.judge(settings, registry, candidate.number)
+    assert not verdict.passed
+    [reason] = [reason for reason in verdict.reasons if reason.startswith("audit of the data")]
+    assert "repeats" in reason
+    checks = {found["check"] for found in candidate.manifest["audit"]["findings"]}
+    assert {"duplicates.copied_recording", "leaks.event_time", "leaks.sequence", "leaks.pressure_hpa"} <= checks
+    assert {"physics.fire_in_clean_air", "synthetic.computed_signal"} & checks
+    with pytest.raises(model_lifecycle.GateRefused, match="audit of the data"):
+        model_lifecycle.promote(settings, registry, candidate.number, reason="test")
+    assert registry.champion() is None
