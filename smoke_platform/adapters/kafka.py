@@ -646,7 +646,7 @@ class BulkReadingProducer(_CountingProducer):
         from confluent_kafka import Producer
 
         super().__init__(brokers, topic, on_acknowledged, max_in_flight, stop)
-        limit = int(_existing_topic(brokers, topic, connect_timeout_s).config["max.message.bytes"])
+        limit = _largest_message(brokers, topic, connect_timeout_s)
         self._producer = Producer(
             {
                 "bootstrap.servers": brokers,
@@ -751,6 +751,24 @@ def _existing_topic(brokers: str, topic: str, timeout_s: float) -> TopicState:
     if topic not in states:
         raise _no_such_topic(topic)
     return states[topic]
+
+
+def _largest_message(brokers: str, topic: str, timeout_s: float) -> int:
+    """``max.message.bytes`` of a topic, asked of the client that will send to it."""
+    from confluent_kafka import KafkaError, KafkaException
+    from confluent_kafka.admin import AdminClient, ConfigResource
+
+    admin = AdminClient({"bootstrap.servers": brokers}, logger=_client_log)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    try:
+        found = admin.describe_configs([resource], request_timeout=timeout_s)[resource].result(timeout_s + 1.0)
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+            raise _no_such_topic(topic) from None
+        raise _unreachable(brokers, error.args[0].str()) from None
+    except TimeoutError as error:
+        raise _unreachable(brokers, str(error)) from None
+    return int(found["max.message.bytes"].value)
 
 
 def _not_flushed(producer: _CountingProducer, deadline_s: float) -> DeliveryFailed:

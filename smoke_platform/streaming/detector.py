@@ -29,7 +29,7 @@ from confluent_kafka import Message
 
 from smoke_platform.adapters.detector_state import Checkpoint, StateReader, decode_checkpoint, encode_checkpoint
 from smoke_platform.adapters.device_registry import DeviceRegistry
-from smoke_platform.adapters.kafka import ensure_topics
+from smoke_platform.adapters.kafka import BrokerUnreachable, ensure_topics
 from smoke_platform.adapters.kafka_bulk import KafkaUnreachable, OffsetLost
 from smoke_platform.adapters.kafka_live import LiveConsumer, Place
 from smoke_platform.adapters.scorer import ChampionWatcher
@@ -97,7 +97,15 @@ class Detector:
         settings = self._settings
         with ChampionWatcherSoon(settings.models_dir) as champion:
             self._champion = champion
-            self._reader = self._connect()
+            while not self._stop.is_set() and not self._connected_once(settings):
+                self.metrics.state = "waiting"
+                self._stop.wait(0.2)
+
+    def _connected_once(self, settings: Settings) -> bool:
+        """Connects and detects until ``stop``; ``False`` where the broker fell silent before it began."""
+        self._reader = self._connect()
+        begun = False
+        try:
             topic_id = self._reader.topic_id()
             self._engine = Engine(topic_id)
             with (
@@ -115,8 +123,15 @@ class Detector:
                     self._out.alarms.flush,
                     self._stop,
                 ) as self._group:
+                    begun = True
                     self._loop()
                     self._farewell()
+        except (BrokerUnreachable, KafkaUnreachable) as error:
+            if begun:
+                raise
+            log.warning("the broker fell silent while this detector started: %s", error)
+            return False
+        return True
 
     # -- connecting --------------------------------------------------------------------------------------
 
