@@ -160,6 +160,9 @@ class Detector:
         self._live.assign({})
         for partition in self._engine.partitions:
             self._let_go(partition)
+        # Nor is there anything left of which to take a picture.
+        self._out.begin_snapshots([])
+        self._probe.partitions = []
 
     def assigned(self, readings: set[int], commands: set[int]) -> None:
         """After a rebalance: lets go what others have, keeps what stayed, puts back what is new."""
