@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from confluent_kafka import ConsumerGroupState, KafkaException
+from confluent_kafka.admin import AdminClient
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition, errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import OffsetAndMetadata
@@ -31,6 +33,10 @@ SESSION_TIMEOUT_S = 6.0
 LOOK_S = 0.05
 #: First and longest pause before a replica without partitions joins the group anew.
 REJOIN_S, REJOIN_MOST_S = 10.0, 600.0
+#: The group itself is asked this often what it has given to this replica. A client that sees it otherwise for longer
+#: than a session lasts, or waits longer for a decision than any was seen to take, is replaced: frozen for some seconds
+#: while it joined, one was seen to hold for ever what others held as well.
+CHECK_S, DIFFERS_S, UNDECIDED_S = 2.0, SESSION_TIMEOUT_S, 20.0
 #: How long the records under way may take to be acknowledged when partitions are given up.
 FLUSH_S = 30.0
 
@@ -85,14 +91,20 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
         self._changes: list[dict[str, set[int]] | None] = []
         self._error: Exception | None = None
         self._rejoin_at, self._rejoin_s = 0.0, 0.0
-        self._consumer = KafkaConsumer(
-            bootstrap_servers=brokers.split(","),
-            client_id=f"smoke-detector-{member}",
-            group_id=group,
-            group_instance_id=member,
+        self._brokers, self._group = brokers, group
+        self._admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
+        self._check_at, self._agreed_at, self._decided_at = 0.0, time.monotonic(), time.monotonic()
+        self._consumer = self._new_client()
+        self._thread = threading.Thread(target=self._follow, name="group", daemon=True)
+
+    def _new_client(self) -> Any:
+        return KafkaConsumer(
+            bootstrap_servers=self._brokers.split(","),
+            client_id=f"smoke-detector-{self._member}",
+            group_id=self._group,
+            group_instance_id=self._member,
             **_SETTINGS,
         )
-        self._thread = threading.Thread(target=self._follow, name="group", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -173,6 +185,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
                 self._consumer.poll(timeout_ms=round(LOOK_S * 1000))
                 if not self._consumer.assignment():
                     self._rejoin()
+                self._check()
         except Exception as error:  # noqa: BLE001 - raised again by changes(), in the loop
             self._error = error
 
@@ -195,6 +208,53 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
             self._consumer.subscribe(list(self._topics), listener=self)
         self._rejoin_s = min(REJOIN_MOST_S, max(REJOIN_S, 2 * self._rejoin_s))
         self._rejoin_at = now + self._rejoin_s
+
+    def _check(self) -> None:
+        """Compares what the client believes to hold with what the group says; see ``CHECK_S``."""
+        now = time.monotonic()
+        if now < self._check_at:
+            return
+        self._check_at = now + CHECK_S
+        try:
+            decided, given = self._given()
+        except KafkaException:
+            self._agreed_at = self._decided_at = now
+            return
+        held = {(place.topic, place.partition) for place in self._consumer.assignment()}
+        if not decided:
+            # Others may be the ones who keep the group waiting; only a client can tell that it is not itself.
+            self._agreed_at = now
+        elif given == held:
+            self._agreed_at = self._decided_at = now
+        else:
+            self._decided_at = now
+        if now - self._agreed_at > DIFFERS_S or now - self._decided_at > UNDECIDED_S:
+            log.warning(
+                "the group gave %d places to this replica, its client holds %d: a new client", len(given), len(held)
+            )
+            self._replace()
+
+    def _given(self) -> tuple[bool, set[tuple[str, int]]]:
+        """Whether the group has decided, and the (topic, partition) that it gave to this member.
+
+        Raises:
+            KafkaException: where the broker does not answer.
+        """
+        (asked,) = self._admin.describe_consumer_groups([self._group], request_timeout=2.0).values()
+        group = asked.result(3.0)
+        mine = [member for member in group.members if member.group_instance_id == self._member]
+        places = {(p.topic, p.partition) for m in mine if m.assignment for p in m.assignment.topic_partitions}
+        return group.state in (ConsumerGroupState.STABLE, ConsumerGroupState.EMPTY), places
+
+    def _replace(self) -> None:
+        """Gives up what is held and joins with a new client."""
+        with self.judging:
+            self.undecided = True
+            self._changes.append(None)
+        old, self._consumer = self._consumer, self._new_client()
+        old.close(autocommit=False, timeout_ms=2_000)
+        self._consumer.subscribe(list(self._topics), listener=self)
+        self._agreed_at = self._decided_at = time.monotonic()
 
     # -- what the client calls, on yet another thread --------------------------------------------------------
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from smoke_platform.adapters.kafka import ensure_topics
 from smoke_platform.domain.alarms import AlarmRecord, Event, Kind, State, alarm_id
 from smoke_platform.domain.offsets import MessageId
+from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.settings import Settings
 from smoke_platform.verification import alarm_kills
 from smoke_platform.verification.alarm_kills import KillPlan
+from smoke_platform.verification.run import private_settings
 
 PLAN = KillPlan(seed=11, kills=3, replicas=2, victims=("detector", "absent", "broker"))
 
@@ -29,6 +35,36 @@ def test_a_fire_during_a_kill_is_raised_once(
     assert len(findings.kills) == PLAN.kills
     assert findings.fires == PLAN.kills * alarm_kills.FIRES_A_KILL
     assert any(kill.due_after_kill for kill in findings.kills), "every fire was raised before its kill"
+
+
+def test_a_frozen_detector_loses_its_partitions_and_comes_back(
+    tmp_path: Path, settings_for: Callable[..., Settings]
+) -> None:
+    """It once ended on the snapshot of what it had lost; on a machine that freezes it nobody would have noticed."""
+    settings = private_settings(tmp_path / "platform", settings_for(tmp_path))
+    settings.home.mkdir()
+    with ExitStack() as stack:
+        broker = EmbeddedBroker(
+            tmp_path / "kafka", settings.kafka_port, settings.kafka_controller_port, settings.cache_dir
+        )
+        broker.prepare()
+        broker.start()
+        stack.callback(broker.stop)
+        ensure_topics(settings)
+        replicas = [alarm_kills._Replica(settings, f"d{number}") for number in range(2)]
+        for replica in replicas:
+            stack.callback(replica.end)
+            replica.start()
+        alarm_kills._wait_until_shared(settings, replicas)
+        frozen, other = replicas
+        assert frozen._process is not None
+        frozen._process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 120
+        while len(other.partitions()) < settings.kafka_partitions:
+            assert time.monotonic() < deadline, "the other one did not take over"
+            time.sleep(0.1)
+        frozen._process.send_signal(signal.SIGCONT)
+        alarm_kills._wait_until_shared(settings, replicas)
 
 
 def raised(cause: int, *, event: Event = Event.RAISED, state: State = State.ACTIVE, position: int = 0) -> AlarmRecord:

@@ -19,6 +19,7 @@ from smoke_platform.adapters.kafka_live import LiveConsumer
 from smoke_platform.domain.detection import CHUNK_DEVICES, Batch, Engine
 from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.settings import Settings
+from smoke_platform.streaming import detector_group
 from smoke_platform.streaming.detector_group import Membership
 from smoke_platform.streaming.detector_metrics import DetectorMetrics
 from smoke_platform.streaming.detector_output import Outputs
@@ -180,6 +181,26 @@ def test_nobody_judges_between_two_decisions_of_the_group(members: Callable[[str
     for one, other in zip(first.held.values(), second.held.values(), strict=True):
         assert not one & other
     assert not first.membership.undecided
+
+
+def test_a_client_that_the_group_disagrees_with_is_replaced(
+    members: Callable[[str], Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that holds what others hold, too, raises alarms twice; one that holds nothing misses them."""
+    monkeypatch.setattr(detector_group, "CHECK_S", 0.1)
+    member = members("first")
+    wait_for(lambda: sorted(map(len, member.follow().values())) == [4, 4], "the only member did not get all")
+    membership, client = member.membership, member.membership._consumer
+    held = {(topic, number) for topic, numbers in member.held.items() for number in numbers}
+    wait_for(lambda: membership._given() == (True, held), "the group tells something else than the client")
+    with monkeypatch.context() as patch:
+        patch.setattr(detector_group, "DIFFERS_S", 0.5)
+        patch.setattr(membership, "_given", lambda: (True, set()))
+        wait_for(lambda: membership._consumer is not client, "the client was kept")
+        assert membership.undecided
+    member.held.clear()
+    wait_for(lambda: sorted(map(len, member.follow().values())) == [4, 4], "the new client did not get all")
+    assert not membership.undecided
 
 
 def test_a_checkpoint_comes_back_as_it_was_committed(members: Callable[[str], Member]) -> None:
