@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from smoke_platform.adapters import java
@@ -60,6 +60,18 @@ def produce(broker: EmbeddedBroker, topic: str, values: list[bytes]) -> set[tupl
     return acknowledged
 
 
+def end_of(consumer: Consumer, place: TopicPartition) -> int:
+    """The offset after the last one; a broker that has just started leads its partitions a moment later."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return int(consumer.get_watermark_offsets(place, timeout=20)[1])
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.NOT_LEADER_FOR_PARTITION or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 def consume(broker: EmbeddedBroker, topic: str, partitions: int) -> set[tuple[int, int, bytes]]:
     """Everything that the topic holds."""
     consumer = Consumer(
@@ -71,13 +83,10 @@ def consume(broker: EmbeddedBroker, topic: str, partitions: int) -> set[tuple[in
         }
     )
     try:
-        ends = {
-            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=20)[1]
-            for number in range(partitions)
-        }
+        ends = {number: end_of(consumer, TopicPartition(topic, number)) for number in range(partitions)}
         consumer.assign([TopicPartition(topic, number, 0) for number in range(partitions)])
         found: set[tuple[int, int, bytes]] = set()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(found) < sum(ends.values()) and time.monotonic() < deadline:
             for message in consumer.consume(10_000, 0.2):
                 assert message.error() is None
