@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,9 @@ def log_alarm(settings: Settings, device: str, begins: datetime, ends: datetime,
     Lake(settings.lake).append("alarms", pl.DataFrame(rows, schema=columns, orient="row"), partition_by=[DAY])
 
 
+@cache
 def today() -> datetime:
+    """Midnight of the day on which the tests began: a run over midnight has one today."""
     return datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
