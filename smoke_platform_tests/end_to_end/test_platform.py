@@ -194,9 +194,12 @@ def test_a_platform_does_not_outlive_the_killed_process_that_holds_its_tether(
     with subprocess.Popen(
         [sys.executable, "-c", program], env=surroundings, cwd=tmp_path, stdout=subprocess.PIPE, text=True
     ) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == "started\n"
-        private = Platform(settings)
-        assert len(private.processes()) >= 2
-        parent.kill()
+        try:
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == "started\n"
+            private = Platform(settings)
+            until(lambda: len(private.processes()) >= 2, "supervisor and API run")
+        finally:
+            # Whatever was found: it sleeps for ten minutes, and leaving this block waits for it.
+            parent.kill()
     until(lambda: private.processes() == [], "everything has ended")
