@@ -7,21 +7,18 @@ The goals warn: a model that hears a fire later than a commercial alarm is worth
 before ignition is an error: nothing burned.
 """
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import dagster as dg  # its annotations are looked at when assets are made, so none is postponed here
 
 from smoke_platform.adapters import external_validation as program
 from smoke_platform.adapters.external_validation_page import page_data, pair_rows, share_rows, validation_page
-from smoke_platform.adapters.scorer import ModelRefused, OnnxScorer, Refusal, read_champion
 from smoke_platform.domain.external_validation import AlarmKind, Validation
 from smoke_platform.orchestration import names
-from smoke_platform.orchestration.monitors import NotEvaluated, Outcome, Verdict, store, summary_markdown
+from smoke_platform.orchestration.monitoring import Step, tell
+from smoke_platform.orchestration.monitors import NotEvaluated, Outcome, Verdict, champion, store
 from smoke_platform.settings import Settings
-
-Step = Iterator[dg.MaterializeResult[Any] | dg.AssetCheckResult]
 
 #: Share of pairs in which ours is to be the earlier one.
 GOALS: Final = {AlarmKind.PHOTOELECTRIC: 0.90, AlarmKind.IONISATION: 0.50}
@@ -49,13 +46,9 @@ def external_validation(settings: Settings, now: datetime) -> Outcome | NotEvalu
     folder = settings.data_dir / program.FOLDER
     if not folder.is_dir():
         return NotEvaluated(f"SMOKE_DATA_DIR holds no folder {program.FOLDER}")
-    try:
-        OnnxScorer.load(settings.models_dir, read_champion(settings.models_dir))
-    except ModelRefused as refusal:
-        # A check must not train a model in passing, as the command does.
-        if refusal.reason is Refusal.NO_CHAMPION:
-            return NotEvaluated(f"{refusal.message}; the first training publishes one")
-        raise
+    # A check must not train a model in passing, as the command does.
+    if isinstance(scorer := champion(settings), NotEvaluated):
+        return scorer
     validation = program.run(folder, settings).validation
     made = f"By the asset {names.EXTERNAL_VALIDATION.to_user_string()} on {now:%Y-%m-%d %H:%M} UTC."
     report = store(settings).write(KIND_OF_REPORT, validation_page(validation, made), page_data(validation), moment=now)
@@ -109,34 +102,6 @@ def _asset(settings: Settings) -> dg.AssetsDefinition:
         can_subset=True,
     )
     def external_validation_asset(context: dg.AssetExecutionContext) -> Step:
-        outcome = external_validation(settings, datetime.now(UTC))
-        if isinstance(outcome, NotEvaluated):
-            context.log.warning(f"{key.to_user_string()} not evaluated: {outcome.reason}")
-            context.log_event(dg.AssetObservation(key, metadata={"evaluated": False, "reason": outcome.reason}))
-            return
-        for name, why in outcome.unjudged.items():
-            context.log.warning(f"check {name} not evaluated: {why}")
-        if key in context.selected_asset_keys:
-            yield dg.MaterializeResult(
-                asset_key=key,
-                metadata={
-                    "report": dg.MetadataValue.url(settings.api_url + outcome.report.route),
-                    "file": dg.MetadataValue.path(str(outcome.report.page)),
-                    "summary": dg.MetadataValue.md(summary_markdown(outcome)),
-                    "reports_removed": outcome.report.removed,
-                    **outcome.numbers,
-                },
-            )
-        selected = {check.name for check in context.selected_asset_check_keys}
-        for verdict in outcome.verdicts:
-            if verdict.name in selected:
-                yield dg.AssetCheckResult(
-                    asset_key=key,
-                    check_name=verdict.name,
-                    passed=verdict.passed,
-                    severity=dg.AssetCheckSeverity[verdict.severity],
-                    description=verdict.description,
-                    metadata=dict(verdict.numbers),
-                )
+        yield from tell(context, settings, key, external_validation(settings, datetime.now(UTC)))
 
     return external_validation_asset

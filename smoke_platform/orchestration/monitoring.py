@@ -103,7 +103,7 @@ def _drift_asset(settings: Settings) -> dg.AssetsDefinition:
     )
     def drift_report_asset(context: dg.AssetExecutionContext) -> Step:
         day = date.fromisoformat(context.partition_key)
-        yield from _tell(context, settings, names.DRIFT_REPORT, drift_report(settings, day, datetime.now(UTC)))
+        yield from tell(context, settings, names.DRIFT_REPORT, drift_report(settings, day, datetime.now(UTC)))
 
     return drift_report_asset
 
@@ -125,7 +125,7 @@ def _quality_asset(settings: Settings) -> dg.AssetsDefinition:
     def data_quality_asset(context: dg.AssetExecutionContext) -> Step:
         now = datetime.now(UTC)
         outcome = data_quality(settings, now, lambda: _rejected(context, settings, now))
-        yield from _tell(context, settings, names.DATA_QUALITY, outcome)
+        yield from tell(context, settings, names.DATA_QUALITY, outcome)
 
     return data_quality_asset
 
@@ -155,7 +155,7 @@ def _performance_asset(settings: Settings) -> dg.AssetsDefinition:
         )
     )
     def model_performance_asset(context: dg.AssetExecutionContext) -> Step:
-        yield from _tell(context, settings, names.MODEL_PERFORMANCE, model_performance(settings, datetime.now(UTC)))
+        yield from tell(context, settings, names.MODEL_PERFORMANCE, model_performance(settings, datetime.now(UTC)))
 
     return model_performance_asset
 
@@ -175,7 +175,7 @@ def _history_asset(settings: Settings) -> dg.AssetsDefinition:
         )
     )
     def history_asset(context: dg.AssetExecutionContext) -> Step:
-        yield from _tell(context, settings, names.HISTORY, whole_history(settings, datetime.now(UTC)))
+        yield from tell(context, settings, names.HISTORY, whole_history(settings, datetime.now(UTC)))
 
     return history_asset
 
@@ -183,7 +183,7 @@ def _history_asset(settings: Settings) -> dg.AssetsDefinition:
 # -- telling -----------------------------------------------------------------------------------------------------
 
 
-def _tell(
+def tell(
     context: dg.AssetExecutionContext, settings: Settings, key: dg.AssetKey, outcome: Outcome | NotEvaluated
 ) -> Step:
     """Turns an outcome into events; where nothing could be judged, an observation says why and no check is marked."""
