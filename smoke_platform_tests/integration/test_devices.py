@@ -21,19 +21,13 @@ from smoke_platform.domain.devices import OPERATOR, Device, encode, first_seen
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.settings import Settings
+from smoke_platform_tests.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
 PARTITIONS = 3
 BY_HAND = Device(device_id="a", site="north", source=OPERATOR, updated_at=1.0)
 BY_READING = first_seen("a", ["pm2_5"], 2.0)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def send(settings: Settings, topic: str, *messages: tuple[str, bytes | None]) -> None:

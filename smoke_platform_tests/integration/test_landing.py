@@ -36,6 +36,7 @@ from smoke_platform.orchestration import names
 from smoke_platform.settings import Settings
 from smoke_platform.streaming import landing
 from smoke_platform.streaming.landing import Fenced, LandedTable, Landing, LandingReport, LostReadings, StandingProbe
+from smoke_platform_tests.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -123,13 +124,6 @@ def letters(settings: Settings) -> list[tuple[dict[str, bytes], bytes | None]]:
     finally:
         consumer.close()
     return found
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def land_once(settings: Settings, run_id: str = "test") -> LandingReport:

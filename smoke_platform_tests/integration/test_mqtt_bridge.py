@@ -29,6 +29,7 @@ from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.landing import Landing
 from smoke_platform.streaming.mqtt_bridge import Bridge
+from smoke_platform_tests.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -191,13 +192,6 @@ class Running:
 
     def connected(self, times: int = 1) -> None:
         self.until(lambda: self.bridge.counts.connected and self.bridge.counts.connections >= times)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def in_kafka(settings: Settings) -> list[tuple[bytes | None, bytes | None, int]]:

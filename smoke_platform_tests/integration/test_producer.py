@@ -33,6 +33,7 @@ from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.readings import CANONICAL_NAME, SENSOR_NAMES, parse_reading
 from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.streaming.producer import open_producer
+from smoke_platform_tests.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 SMOKE = [sys.executable, "-c", "from smoke_platform.cli.main import main; main()"]
@@ -340,13 +341,6 @@ def test_waiting_for_a_broker_ends_when_told(settings_for: Any, tmp_path: Path, 
     stop = threading.Event()
     stop.set()
     assert open_producer(settings, rate=20, forever=True, stop=stop) is None
-
-
-def wait_for(condition: Callable[[], bool], deadline_s: float = 120.0) -> None:
-    deadline = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {deadline_s} s"
-        time.sleep(0.02)
 
 
 def test_a_compressed_loop_plays_on_until_it_is_stopped(

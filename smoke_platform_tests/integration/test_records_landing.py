@@ -47,6 +47,7 @@ from smoke_platform.streaming.landing import (
     lease_path,
 )
 from smoke_platform.streaming.records_landing import RecordsLanding, RecordsProbe
+from smoke_platform_tests.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -141,13 +142,6 @@ def land_once(settings: Settings, tables: Tables) -> LandingReport:
     return Landing(
         settings, "test", once=True, companions=[RecordsLanding(settings, tables=list(tables.values()))]
     ).run()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ from smoke_platform.streaming.windows import WindowEngine
 from smoke_platform_tests import window_oracle as oracle
 from smoke_platform_tests.scorer_models import logistic_model, publish
 from smoke_platform_tests.spark_parts import check, landed, letters, produce, rough_stream, windows
+from smoke_platform_tests.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -117,13 +118,6 @@ def on_spark(settings: Settings, spark: Any, **arguments: Any) -> LandingReport:
 def locally(settings: Settings) -> LandingReport:
     """The same on engine ``local``."""
     return Landing(settings, "test", once=True, companions=[WindowEngine(settings)]).run()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_the_same_rows_as_engine_local(platform: Settings, spark: Any, tmp_path: Path) -> None:

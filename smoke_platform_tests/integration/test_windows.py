@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -40,6 +39,7 @@ from smoke_platform.streaming.windows import (
     audit_windows,
 )
 from smoke_platform.streaming.windows_rebuild import rebuild
+from smoke_platform_tests.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -153,13 +153,6 @@ def check(settings: Settings, *, silent: bool = False) -> pl.DataFrame:
         number: place or 0 for number, place in committed_positions(lake.open(READINGS), facts).items()
     }
     return every
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.fixture
