@@ -94,15 +94,15 @@ class Detector:
             SmokeError: where waiting does not help, such as another replica of the same name.
         """
         sys.setswitchinterval(SWITCH_S)
-        settings = self._settings
-        with ChampionWatcherSoon(settings.models_dir) as champion:
+        with ChampionWatcherSoon(self._settings.models_dir) as champion:
             self._champion = champion
-            while not self._stop.is_set() and not self._connected_once(settings):
+            while not self._stop.is_set() and not self._connected_once():
                 self.metrics.state = "waiting"
                 self._stop.wait(0.2)
 
-    def _connected_once(self, settings: Settings) -> bool:
+    def _connected_once(self) -> bool:
         """Connects and detects until ``stop``; ``False`` where the broker fell silent before it began."""
+        settings = self._settings
         self._reader = self._connect()
         begun = False
         try:

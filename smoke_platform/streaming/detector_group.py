@@ -217,7 +217,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
         self._check_at = now + CHECK_S
         try:
             decided, given = self._given()
-        except KafkaException:
+        except (KafkaException, TimeoutError):
             self._agreed_at = self._decided_at = now
             return
         held = {(place.topic, place.partition) for place in self._consumer.assignment()}
@@ -238,7 +238,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
         """Whether the group has decided, and the (topic, partition) that it gave to this member.
 
         Raises:
-            KafkaException: where the broker does not answer.
+            KafkaException, TimeoutError: where the broker does not answer.
         """
         (asked,) = self._admin.describe_consumer_groups([self._group], request_timeout=2.0).values()
         group = asked.result(3.0)
