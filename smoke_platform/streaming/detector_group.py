@@ -37,6 +37,10 @@ REJOIN_S, REJOIN_MOST_S = 10.0, 600.0
 #: than a session lasts, or waits longer for a decision than any was seen to take, is replaced: frozen for some seconds
 #: while it joined, one was seen to hold for ever what others held as well.
 CHECK_S, DIFFERS_S, UNDECIDED_S = 2.0, SESSION_TIMEOUT_S, 20.0
+#: While both agree the question is put ever more rarely, up to this: each answer takes milliseconds from the alarms.
+CHECK_MOST_S = 30.0
+#: A member whose looks lie this far apart was frozen, and asks at once.
+FROZEN_S = 1.0
 #: How long the records under way may take to be acknowledged when partitions are given up.
 FLUSH_S = 30.0
 
@@ -93,7 +97,10 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
         self._rejoin_at, self._rejoin_s = 0.0, 0.0
         self._brokers, self._group = brokers, group
         self._admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
-        self._check_at, self._agreed_at, self._decided_at = 0.0, time.monotonic(), time.monotonic()
+        self._check_s = CHECK_S
+        self._check_at = self._looked_at = time.monotonic()
+        self._differs_from: float | None = None
+        self._undecided_from: float | None = None
         self._consumer = self._new_client()
         self._thread = threading.Thread(target=self._follow, name="group", daemon=True)
 
@@ -211,28 +218,37 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
 
     def _check(self) -> None:
         """Compares what the client believes to hold with what the group says; see ``CHECK_S``."""
-        now = time.monotonic()
+        now, before = time.monotonic(), self._looked_at
+        self._looked_at = now
+        if now - before > FROZEN_S:
+            self._check_s, self._check_at = CHECK_S, now
         if now < self._check_at:
             return
-        self._check_at = now + CHECK_S
         try:
             decided, given = self._given()
         except (KafkaException, TimeoutError):
-            self._agreed_at = self._decided_at = now
+            self._differs_from = self._undecided_from = None
+            self._check_at = now + CHECK_S
             return
-        held = {(place.topic, place.partition) for place in self._consumer.assignment()}
-        if not decided:
-            # Others may be the ones who keep the group waiting; only a client can tell that it is not itself.
-            self._agreed_at = now
-        elif given == held:
-            self._agreed_at = self._decided_at = now
-        else:
-            self._decided_at = now
-        if now - self._agreed_at > DIFFERS_S or now - self._decided_at > UNDECIDED_S:
+        held = self._held()
+        if decided and given == held:
+            self._differs_from = self._undecided_from = None
+            self._check_at = now + self._check_s
+            self._check_s = min(CHECK_MOST_S, 2 * self._check_s)
+            return
+        self._check_s, self._check_at = CHECK_S, now + CHECK_S
+        # While the group has not decided others may keep it waiting; only a client can tell that it is not itself.
+        self._differs_from = (self._differs_from or now) if decided else None
+        self._undecided_from = None if decided else (self._undecided_from or now)
+        if now - (self._differs_from or now) > DIFFERS_S or now - (self._undecided_from or now) > UNDECIDED_S:
             log.warning(
                 "the group gave %d places to this replica, its client holds %d: a new client", len(given), len(held)
             )
             self._replace()
+
+    def _held(self) -> set[tuple[str, int]]:
+        """The (topic, partition) that the client believes to hold."""
+        return {(place.topic, place.partition) for place in self._consumer.assignment()}
 
     def _given(self) -> tuple[bool, set[tuple[str, int]]]:
         """Whether the group has decided, and the (topic, partition) that it gave to this member.
@@ -254,7 +270,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
         old, self._consumer = self._consumer, self._new_client()
         old.close(autocommit=False, timeout_ms=2_000)
         self._consumer.subscribe(list(self._topics), listener=self)
-        self._agreed_at = self._decided_at = time.monotonic()
+        self._differs_from = self._undecided_from = None
 
     # -- what the client calls, on yet another thread --------------------------------------------------------
 
@@ -277,3 +293,4 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
         with self.judging:
             self.undecided = True
             self._changes.append(held)
+        self._check_s, self._check_at = CHECK_S, time.monotonic() + CHECK_S
