@@ -24,8 +24,7 @@ import polars as pl
 
 from smoke_platform.domain import rules
 from smoke_platform.domain.alarm_outcomes import DAYS_PER_YEAR, AlarmOutcomes, EpisodeOutcome
-from smoke_platform.domain.alarm_policies import POLICIES
-from smoke_platform.domain.alarms import Kind, Severity
+from smoke_platform.domain.alarm_replay import FIRE_ALARM, SECONDS_PER_DAY, alarm_begins, watched_s
 from smoke_platform.domain.features import FEATURE_COUNT, Features
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES
 
@@ -34,10 +33,6 @@ Integers = npt.NDArray[np.int64]
 Booleans = npt.NDArray[np.bool_]
 Levels = npt.NDArray[np.uint8]
 
-#: A fire alarm is one of this severity or a worse one; below it are warnings.
-FIRE_ALARM = Severity.HIGH
-#: Longest step between two readings that counts as time watched; what is longer, the device was silent.
-LONGEST_STEP_S = 60.0
 #: False alarms in quiet air that a threshold may lead to, in a year of one device.
 QUIET_ALARMS_PER_DEVICE_YEAR = 1.0
 #: Thresholds that are tried: even steps of the logit from 0.047 to 0.9999.
@@ -50,7 +45,6 @@ FIRE_WORTH = 10
 #: Readings handed to the rules at once.
 _CHUNK_ROWS = 100_000
 _MODEL = next(rule for rule in rules.RULES if rule.name == "model")
-_OFF_DELAY_S = POLICIES[Kind.FIRE].off_delay_s
 
 
 # -- readings with their truth -------------------------------------------------------------------------------
@@ -297,26 +291,6 @@ def _running(flags: Booleans, opens: Booleans, part: Integers) -> Integers:
     return np.asarray(total - before[part])
 
 
-def began(watch: Watched, levels: Levels) -> Booleans:
-    """Where a fire alarm begins, bool ``[n]``: after the off-delay has passed it is over, and the next is a new one.
-
-    As in ``domain.alarm_machine`` with an operator who resets at once: a warning that becomes worse begins a fire alarm
-    at that moment, and one that falls back to a warning goes on.
-    """
-    answer = np.zeros(len(levels), dtype=np.bool_)
-    places = np.flatnonzero(levels > 0)
-    if not len(places):
-        return answer
-    before, after = places[:-1], places[1:]
-    off_for = watch.seconds[after - 1] - watch.seconds[np.minimum(before + 1, after - 1)]
-    over = (watch.slots[after] != watch.slots[before]) | ((after - before > 1) & (off_for >= _OFF_DELAY_S))
-    alarm = np.concatenate([[0], np.cumsum(over)])
-    loud = levels[places] >= FIRE_ALARM
-    _, first = np.unique(alarm[loud], return_index=True)
-    answer[places[loud][first]] = True
-    return answer
-
-
 def outcomes(watch: Watched, levels: Levels) -> AlarmOutcomes:
     """What these severities, uint8 ``[n]``, did to each whole episode and to quiet air.
 
@@ -347,7 +321,8 @@ class _Tally:
 
 
 def _tally(watch: Watched, levels: Levels) -> _Tally:
-    starts = began(watch, levels)
+    starts = np.zeros(len(watch), dtype=np.bool_)
+    starts[alarm_begins(watch.slots, watch.seconds, levels)] = True
     count = len(watch.episodes)
     inside = watch.episode >= 0
     ends = np.array([episode.end for episode in watch.episodes] or [0.0])
@@ -361,10 +336,9 @@ def _tally(watch: Watched, levels: Levels) -> _Tally:
 
 def quiet_days(watch: Watched) -> float:
     """Days of 86,400 s between readings in quiet air, summed over devices."""
-    steps = np.diff(watch.seconds)
     quiet = watch.episode < 0
-    counted = (np.diff(watch.slots) == 0) & quiet[1:] & quiet[:-1]
-    return float(np.minimum(steps[counted], LONGEST_STEP_S).sum() / 86_400.0)
+    both = quiet[:-1] & quiet[1:]
+    return float(watched_s(watch.slots, watch.seconds)[:-1][both].sum() / SECONDS_PER_DAY)
 
 
 # -- the threshold -------------------------------------------------------------------------------------------

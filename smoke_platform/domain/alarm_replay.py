@@ -5,7 +5,7 @@ reading the lake and scoring (``adapters.model_replay``), outcomes of episodes o
 after it began (``domain.alarm_machine``): whether somebody acknowledges it depends on people and not on the model.
 
 A fire alarm begins when the rules, the model's among them, first assert HIGH or worse; below that it is a warning. It
-is over when nothing of MEDIUM or worse has been asserted for the off-delay of fire alarms, as in the alarm path.
+is over when nothing has been asserted for the off-delay of fire alarms, as in the alarm path.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ from smoke_platform.domain.features import Features
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+Levels = npt.NDArray[np.uint8]
 
+#: A fire alarm is one of this severity or a worse one; below it are warnings.
+FIRE_ALARM = Severity.HIGH
 SECONDS_PER_DAY = 86_400.0
 #: A device that reported nothing for longer was not watching; the time does not count as quiet time.
 LONGEST_STEP_S = 60.0
+_OFF_DELAY_S = POLICIES[Kind.FIRE].off_delay_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,55 +81,48 @@ def replay(readings: Readings, scores: Floats, threshold: float) -> Replay:
     verdicts = rules.evaluate(
         state, readings.slots, readings.seconds, readings.sensors, readings.features, scores, threshold
     )
-    begins = alarm_begins(readings.slots, readings.seconds, verdicts.fire_level, verdicts.fire_hold)
+    begins = alarm_begins(readings.slots, readings.seconds, verdicts.fire_level)
     return Replay(scores, scores >= threshold, begins[readings.counted[begins]])
 
 
-def alarm_begins(slots: Integers, seconds: Floats, level: npt.NDArray[np.uint8], hold: Flags) -> Integers:
+def alarm_begins(slots: Integers, seconds: Floats, levels: Levels) -> Integers:
     """Rows at which a fire alarm begins, rising.
 
+    As in ``domain.alarm_machine`` with an operator who resets at once: a warning that becomes worse begins a fire alarm
+    at that moment, one that falls back to a warning goes on, and it is over at a reading that finds nothing asserted
+    for the off-delay.
+
     Args:
-        slots, seconds: int64 and float64 ``[n]``, device and event time of each reading.
-        level: uint8 ``[n]``, the worst severity asserted after it.
-        hold: bool ``[n]``, whether MEDIUM or worse is still asserted.
+        slots, seconds: ``[n]``, device and event time of each reading; a device's readings as they came.
+        levels: uint8 ``[n]``, the worst severity that is asserted after each.
     """
-    off_delay = POLICIES[Kind.FIRE].off_delay_s
-    sounding: set[int] = set()
-    gone: dict[int, float] = {}
-    begins: list[int] = []
-    # Nearly all readings assert nothing: those of a device whose alarm sounds are all that is looked at beside.
-    matters = (level > 0) | hold
-    busy = np.isin(slots, np.unique(slots[level >= Severity.HIGH]))
-    for row in np.flatnonzero(busy & (matters | _after(slots, matters))).tolist():
-        slot, now = int(slots[row]), float(seconds[row])
-        if slot in gone and now - gone[slot] >= off_delay:
-            sounding.discard(slot)
-            del gone[slot]
-        if matters[row]:
-            gone.pop(slot, None)
-            if level[row] >= Severity.HIGH and slot not in sounding:
-                sounding.add(slot)
-                begins.append(row)
-        elif slot in sounding:
-            gone.setdefault(slot, now)
-    return np.array(begins, dtype=np.int64)
-
-
-def _after(slots: Integers, matters: Flags) -> Flags:
-    """The readings that are their device's first after one that mattered."""
     order = np.argsort(slots, kind="stable")
-    ordered, of_device = matters[order], slots[order]
-    follows = np.zeros(len(slots), dtype=np.bool_)
-    follows[1:] = ordered[:-1] & ~ordered[1:] & (of_device[1:] == of_device[:-1])
-    answer = np.empty_like(follows)
-    answer[order] = follows
+    slots, seconds, levels = slots[order], seconds[order], levels[order]
+    places = np.flatnonzero(levels > 0)
+    if not len(places):
+        return places
+    before, after = places[:-1], places[1:]
+    off_for = seconds[after - 1] - seconds[np.minimum(before + 1, after - 1)]
+    over = (slots[after] != slots[before]) | ((after - before > 1) & (off_for >= _OFF_DELAY_S))
+    alarm = np.concatenate([[0], np.cumsum(over)])
+    loud = levels[places] >= FIRE_ALARM
+    _, first = np.unique(alarm[loud], return_index=True)
+    return np.sort(order[places[loud][first]])
+
+
+def watched_s(slots: Integers, seconds: Floats) -> Floats:
+    """Seconds from each reading to its device's next, ``[n]``; 0 after its last one and where it then fell silent.
+
+    Args:
+        slots, seconds: ``[n]``, device and event time, in any order.
+    """
+    order = np.lexsort((seconds, slots))
+    step = np.where(np.diff(slots[order]) == 0, np.diff(seconds[order]), 0.0)
+    answer = np.zeros(len(slots))
+    answer[order[:-1]] = np.where(step <= LONGEST_STEP_S, step, 0.0)
     return answer
 
 
 def watched_days(readings: Readings) -> float:
     """Device-days that the counted readings stand for: from each to its device's next."""
-    order = np.lexsort((readings.seconds, readings.slots))
-    slots, seconds = readings.slots[order], readings.seconds[order]
-    step = np.where(slots[1:] == slots[:-1], seconds[1:] - seconds[:-1], 0.0)
-    step = np.append(np.where(step <= LONGEST_STEP_S, step, 0.0), 0.0)
-    return float(step[readings.counted[order]].sum() / SECONDS_PER_DAY)
+    return float(watched_s(readings.slots, readings.seconds)[readings.counted].sum() / SECONDS_PER_DAY)

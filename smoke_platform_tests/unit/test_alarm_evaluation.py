@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from smoke_platform.domain import alarm_evaluation as evaluation
 from smoke_platform.domain import features
-from smoke_platform.domain.alarm_evaluation import FIRE_ALARM, THRESHOLDS, Watched
+from smoke_platform.domain.alarm_evaluation import THRESHOLDS, Watched
 from smoke_platform.domain.alarm_outcomes import AlarmOutcomes, EpisodeOutcome
+from smoke_platform.domain.alarm_replay import FIRE_ALARM, alarm_begins
 from smoke_platform.domain.alarms import Event, Kind, Severity
 from smoke_platform.domain.detection import Batch, Engine
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES, Reading
@@ -97,7 +98,7 @@ def test_replayed_alarms_are_those_that_the_detector_raises(model: GasModel | No
     levels = evaluation.replay(watch, scores, 0.6, sensors=True)
     without = evaluation.replay(watch, None, sensors=True)
     assert np.array_equal(levels.rules >= FIRE_ALARM, without.together >= FIRE_ALARM)
-    places = np.flatnonzero(evaluation.began(watch, levels.together))
+    places = alarm_begins(watch.slots, watch.seconds, levels.together)
     replayed = {(watch.devices[watch.slots[place]], watch.seconds[place]) for place in places}
 
     engine = Engine("Zt3")
