@@ -171,9 +171,9 @@ def test_a_steep_fire_is_high_within_seconds_of_each_limit():
     smoke = np.where(times < 600, 5.0, 5.0 + after * 100)
     verdicts = judge(times, pm2_5=smoke, pm1_0=smoke)
     limit = int(np.flatnonzero(smoke >= SMOKE_ALARM)[0])
-    assert first(verdicts.fire_level) == limit + 5
+    assert first(verdicts.fire_level) == limit + rules.SMOKE_PERSIST_S
     dense = int(np.flatnonzero(smoke >= SMOKE_DENSE)[0])
-    assert first(verdicts.fire_level, Severity.CRITICAL) == dense + 5
+    assert first(verdicts.fire_level, Severity.CRITICAL) == dense + rules.SMOKE_PERSIST_S
 
 
 def test_a_device_that_reports_once_a_minute_is_heard():
@@ -568,7 +568,7 @@ def test_a_fault_is_set_aside_while_a_fire_alarm_is_asserted():
     device.take(times, world(times, temperature_c=21.5))
     times = np.arange(4_000.0, 4_010.0)
     verdicts = device.take(times, world(times, temperature_c=21.5, pm2_5=3_000.0))
-    assert verdicts.fault_level.tolist() == [2] * 5 + [0] * 5
+    assert verdicts.fault_level.tolist() == [2] * 3 + [0] * 7
     assert verdicts.fault_hold.all()
 
 
