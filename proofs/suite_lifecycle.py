@@ -26,7 +26,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.http_load import Connection, api_with_nothing
-from smoke_platform.adapters import trainer
+from smoke_platform.adapters import fitting, trainer
 from smoke_platform.adapters.registry import ARTIFACT, Registry, publish
 from smoke_platform.domain import features
 from smoke_platform.domain.errors import SmokeError
@@ -107,11 +107,11 @@ def _register(registry: Registry, seed: int) -> None:
     """A version of its own: a small model fitted to made-up rows."""
     rng = np.random.default_rng(seed)
     matrix = rng.normal(10.0, 5.0, (400, features.FEATURE_COUNT)).astype(np.float32)
-    artifact = trainer.fit(trainer.ALGORITHMS[0], matrix, matrix[:, seed] > 10.0, seed).artifact
+    artifact = fitting.fit(fitting.ALGORITHMS[0], matrix, matrix[:, seed] > 10.0, seed).artifact
     figures = {"accuracy": 0.9, "f1": 0.9, "precision": 0.9, "recall": 0.9}
     manifest = {
         "sha256": hashlib.sha256(artifact).hexdigest(),
-        "algorithm": trainer.ALGORITHMS[0].name,
+        "algorithm": fitting.ALGORITHMS[0].name,
         "parameters": {},
         "feature_version": features.FEATURE_SET_VERSION,
         "feature_sha256": features.FEATURE_SET_HASH,

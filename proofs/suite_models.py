@@ -28,12 +28,14 @@ import polars as pl
 
 from smoke_platform.adapters import feature_tables, trainer
 from smoke_platform.adapters.feature_tables import Examples, TrainingWorld
+from smoke_platform.adapters.fitting import OnnxModel
 from smoke_platform.adapters.lake import Lake
-from smoke_platform.adapters.trainer import Choice, OnnxModel
+from smoke_platform.adapters.trainer import Choice
 from smoke_platform.domain import alarm_evaluation as alarms
 from smoke_platform.domain import evaluation, features
 from smoke_platform.domain.alarm_evaluation import Watched
 from smoke_platform.domain.alarm_outcomes import DAYS_PER_YEAR, AlarmOutcomes
+from smoke_platform.domain.alarm_replay import FIRE_ALARM
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES
 from smoke_platform.domain.simulator import simulate
 
@@ -176,7 +178,7 @@ def _plain_threshold(watch: Watched, most: int, sensor: str = "pm2_5") -> dict[s
     value = _sensors(watch)[:, ALL_SENSOR_NAMES.index(sensor)]
     for limit in np.geomspace(10.0, 30_000.0, 60):
         asserted = alarms.model_rule(watch.slots, watch.seconds, value / limit)
-        found = alarms.outcomes(watch, asserted.astype(np.uint8) * np.uint8(alarms.FIRE_ALARM))
+        found = alarms.outcomes(watch, asserted.astype(np.uint8) * np.uint8(FIRE_ALARM))
         if found.false_alarms <= most:
             return {"sensor": sensor, "limit": round(float(limit), 1), **alarms.summary(found)}
     return {"sensor": sensor, "limit": None}

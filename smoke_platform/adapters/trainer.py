@@ -1,8 +1,9 @@
-"""Trains the model that scores readings, and exports it as ONNX.
+"""Trains the model that scores readings.
 
-Belongs here: the algorithms compared, fitting, the export, the grouped validation, the figures for the gate. Does not:
-which rows to train on (``adapters.feature_tables``), the figures' formulas (``domain.evaluation``), the decision to
-promote (``domain.promotion``), keeping versions (``adapters.registry``).
+Belongs here: the comparison of algorithms, the grouped validation, the choice of a threshold, the figures for the gate.
+Does not: fitting one model and its export (``adapters.fitting``), which rows to train on (``adapters.feature_tables``),
+the figures' formulas (``domain.evaluation``), the decision to promote (``domain.promotion``), keeping versions
+(``adapters.registry``).
 
 The ONNX file is the model: whatever is chosen or reported here is computed from the outputs of an exported model and
 never from scikit-learn's. Validation is nested: in each outer fold, whole groups are held out, and everything that is
@@ -15,14 +16,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import platform
-import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,20 +30,13 @@ import polars as pl
 
 import smoke_platform
 from smoke_platform.adapters.feature_tables import Examples, Progress, silent
+from smoke_platform.adapters.fitting import ALGORITHMS, OPENMP_THREADS, THREADS, Algorithm, Fitted, OnnxModel, fit
 from smoke_platform.domain import alarm_evaluation, evaluation, features, simulator
 from smoke_platform.domain.alarm_evaluation import Chosen, Watched
 from smoke_platform.domain.alarm_outcomes import AlarmOutcomes
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.promotion import PARITY_LEAST_ROWS, Figures, Parity
 
-#: Threads that forests and bulk scoring may use; the detector and the broker live on the same machine.
-THREADS = 2
-#: Boosting's OpenMP threads wait for one another by spinning: two of them on two busy cores took twice as long as one
-#: (26 s instead of 14 s, measured), and one gives the same bits on every machine.
-OPENMP_THREADS = 1
-#: ONNX operator sets of the exported graph; onnxruntime has known both for years.
-OPSETS = {"": 18, "ai.onnx.ml": 3}
-IR_VERSION = 8
 OUTER_FOLDS = 4
 #: Folds by which algorithm, parameters (on the first) and threshold (on all) are chosen within the training groups.
 INNER_FOLDS = 4
@@ -92,294 +83,9 @@ Floats = npt.NDArray[np.float64]
 Booleans = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int64]
 _Asked = TypeVar("_Asked")
-#: The converter and the warnings' filters are not made for several threads.
-_EXPORTING = threading.Lock()
-
-
-#: More of these never speaks against a fire. Boosting may not learn that it does, as it would from the few nuisances
-#: that happen to be hotter than the fires beside them.
-SIGNS_OF_FIRE = frozenset(
-    {
-        "pm2_5",
-        "pm2_5_rise",
-        "pm2_5_score",
-        "co_ppm",
-        "co_ppm_rise",
-        "co_ppm_score",
-        "temperature_c_rise",
-        "temperature_c_score",
-        "temperature_c_rate",
-        "smoke_and_gas",
-        "smoke_and_heat",
-        "smoke_and_co",
-        "dry_heat",
-        "raised_sensors",
-    }
-)
-
-
-# -- the algorithms ------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Algorithm:
-    """A way to fit.
-
-    Attributes:
-        imputed: missing values are filled and flagged inside the exported graph.
-        double: computed in float64 inside it; in float32 a linear model's sum of 94 terms is off by more than 1e-6.
-        grid: changes of the parameters that are tried.
-    """
-
-    name: str
-    imputed: bool
-    double: bool
-    parameters: dict[str, Any]
-    make: Callable[[int, dict[str, Any]], Any]
-    grid: tuple[dict[str, Any], ...] = ({},)
-
-    def candidates(self) -> list[Algorithm]:
-        """One for each change of the grid, which then has none of its own."""
-        return [replace(self, parameters={**self.parameters, **change}, grid=({},)) for change in self.grid]
-
-
-def _logistic_regression(seed: int, parameters: dict[str, Any]) -> Any:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), LogisticRegression(random_state=seed, **parameters))
-
-
-def _random_forest(seed: int, parameters: dict[str, Any]) -> Any:
-    from sklearn.ensemble import RandomForestClassifier
-
-    return RandomForestClassifier(random_state=seed, n_jobs=THREADS, **parameters)
-
-
-def _hist_gradient_boosting(seed: int, parameters: dict[str, Any]) -> Any:
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    given = dict(parameters)
-    monotonic = given.pop("monotonic", False)
-    signs = [int(monotonic and name in SIGNS_OF_FIRE) for name in features.FEATURE_NAMES]
-    return HistGradientBoostingClassifier(random_state=seed, early_stopping=False, monotonic_cst=signs, **given)
-
-
-#: Simplest first. Class weights make up for how rare fire is.
-ALGORITHMS: tuple[Algorithm, ...] = (
-    Algorithm(
-        "logistic_regression",
-        True,
-        True,
-        {"C": 0.1, "class_weight": "balanced", "max_iter": 400, "tol": 1e-3},
-        _logistic_regression,
-    ),
-    Algorithm(
-        "hist_gradient_boosting",
-        False,
-        False,
-        {
-            "max_iter": 60,
-            "learning_rate": 0.2,
-            "max_bins": 63,
-            "max_leaf_nodes": 8,
-            "min_samples_leaf": 40,
-            "l2_regularization": 1.0,
-            "class_weight": "balanced",
-            "monotonic": True,
-        },
-        _hist_gradient_boosting,
-        ({}, {"max_leaf_nodes": 4, "max_iter": 80}),
-    ),
-    Algorithm(
-        "random_forest",
-        True,
-        False,
-        {
-            "n_estimators": 25,
-            "max_depth": 12,
-            "min_samples_leaf": 10,
-            "max_features": "sqrt",
-            "class_weight": "balanced_subsample",
-        },
-        _random_forest,
-    ),
-)
-
 
 #: In each outer fold and for the final model: every candidate, the chosen one on the other inner folds and on all rows.
 FITS_OF_A_TRAINING = (OUTER_FOLDS + 1) * (sum(len(one.grid) for one in ALGORITHMS) + INNER_FOLDS) + 1
-
-
-# -- one fitted model ----------------------------------------------------------------------------------------
-@dataclass
-class Fitted:
-    """A trained estimator and the ONNX model made of it."""
-
-    algorithm: Algorithm
-    estimator: Any
-    fill: features.Features | None
-    artifact: bytes
-    fit_seconds: float
-
-    def trained_probability(self, matrix: features.Features) -> Floats:
-        """What scikit-learn says; for the parity with ``score`` only."""
-        rows = _inputs(self.algorithm, matrix, self.fill)
-        answer: Floats = self.estimator.predict_proba(rows)[:, 1].astype(np.float64)
-        return answer
-
-    @cached_property
-    def model(self) -> OnnxModel:
-        return OnnxModel(self.artifact)
-
-
-class OnnxModel:
-    """An exported model, for scoring many rows at once while training."""
-
-    def __init__(self, artifact: bytes, threads: int = THREADS) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(artifact, options, providers=["CPUExecutionProvider"])
-
-    def score(self, matrix: features.Features, chunk: int = 50_000) -> Floats:
-        """Fire probability, float64 ``[n]``, of float32 ``[n, F]``."""
-        parts = [
-            self._session.run(["probabilities"], {"features": matrix[low : low + chunk]})[0][:, 1]
-            for low in range(0, len(matrix), chunk)
-        ]
-        return np.concatenate(parts).astype(np.float64) if parts else np.empty(0)
-
-    def single_row_latency_us(self, row: features.Features, repeats: int = 300) -> float:
-        """Median microseconds to score one row, float32 ``[1, F]``."""
-        taken = []
-        for _ in range(repeats + 20):
-            began = time.perf_counter_ns()
-            self._session.run(["probabilities"], {"features": row})
-            taken.append(time.perf_counter_ns() - began)
-        return float(np.median(taken[20:])) / 1000
-
-
-def fit(algorithm: Algorithm, matrix: features.Features, label: Booleans, seed: int) -> Fitted:
-    """Fits and exports. The same rows and seed give the same ONNX bytes.
-
-    Raises:
-        SmokeError: when only one class is there to learn from.
-    """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no type information
-
-    if label.all() or not label.any():
-        raise SmokeError("the training rows are all of one class", "train on a source that has fires and quiet air")
-    fill = _medians(matrix) if algorithm.imputed else None
-    estimator = algorithm.make(seed, algorithm.parameters)
-    began = time.perf_counter()
-    with threadpool_limits(OPENMP_THREADS):
-        estimator.fit(_never_measured_as_constant(_inputs(algorithm, matrix, fill)), label)
-    took = time.perf_counter() - began
-    with _EXPORTING:
-        artifact = export(estimator, fill)
-    return Fitted(algorithm, estimator, fill, artifact, took)
-
-
-def _never_measured_as_constant(rows: Any) -> Any:
-    """Columns without any value become 0: boosting cannot bin what holds nothing, and never splits on a constant."""
-    empty = np.isnan(rows).all(axis=0)
-    return np.where(empty, rows.dtype.type(0), rows) if empty.any() else rows
-
-
-def _medians(matrix: features.Features) -> features.Features:
-    known = ~np.isnan(matrix).all(axis=0)
-    fill = np.zeros(matrix.shape[1], dtype=np.float32)
-    fill[known] = np.nanmedian(matrix[:, known], axis=0)
-    return fill
-
-
-def _inputs(algorithm: Algorithm, matrix: features.Features, fill: features.Features | None) -> Any:
-    rows = matrix if fill is None else _filled(matrix, fill)
-    return rows.astype(np.float64) if algorithm.double else rows
-
-
-def _filled(matrix: features.Features, fill: features.Features) -> features.Features:
-    missing = np.isnan(matrix)
-    return np.concatenate([np.where(missing, fill, matrix), missing.astype(np.float32)], axis=1)
-
-
-def export(estimator: Any, fill: features.Features | None) -> bytes:
-    """The ONNX model of a fitted estimator: input ``features``, output ``probabilities`` ``[n, 2]``.
-
-    Where ``fill`` is given, the graph first replaces NaN by it and appends one flag per feature. It is written out
-    here because the converter drops the flags of scikit-learn's imputer without a word.
-    """
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    inner = "features" if fill is None else "filled"
-    nodes, initializers = _linear(estimator, inner) if hasattr(estimator, "steps") else _converted(estimator, inner)
-    if fill is not None:
-        nodes = [
-            helper.make_node("IsNaN", ["features"], ["missing"]),
-            helper.make_node("Where", ["missing", "fill", "features"], ["known"]),
-            helper.make_node("Cast", ["missing"], ["flags"], to=TensorProto.FLOAT),
-            helper.make_node("Concat", ["known", "flags"], [inner], axis=1),
-            *nodes,
-        ]
-        initializers = [numpy_helper.from_array(fill, "fill"), *initializers]
-    graph = helper.make_graph(
-        nodes,
-        "smoke_fire",
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, [None, features.FEATURE_COUNT])],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [None, 2])],
-        initializers,
-    )
-    model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid(domain, version) for domain, version in OPSETS.items()],
-        ir_version=IR_VERSION,
-        producer_name="smoke-platform",
-    )
-    onnx.checker.check_model(model)
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
-
-
-def _converted(estimator: Any, inner: str) -> tuple[list[Any], list[Any]]:
-    """Nodes and initializers of a tree model, from ``inner`` to ``probabilities``."""
-    from skl2onnx import to_onnx
-    from skl2onnx.common.data_types import FloatTensorType
-
-    with warnings.catch_warnings():
-        # The converter hands booleans to an integer field, which the protobuf library means to refuse one day.
-        warnings.filterwarnings("ignore", message=".*Expected an int, got a boolean", category=DeprecationWarning)
-        converted = to_onnx(
-            estimator,
-            name="smoke_fire",
-            initial_types=[(inner, FloatTensorType([None, estimator.n_features_in_]))],
-            options={"zipmap": False},
-            target_opset=OPSETS,
-        )
-    return list(converted.graph.node), list(converted.graph.initializer)
-
-
-def _linear(pipeline: Any, inner: str) -> tuple[list[Any], list[Any]]:
-    """Nodes and initializers of scaler and logistic regression, as one weighted sum in float64."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    scaler, regression = pipeline[0], pipeline[1]
-    weight = regression.coef_[0] / scaler.scale_
-    offset = regression.intercept_ - (weight * scaler.mean_).sum()
-    nodes = [
-        helper.make_node("Cast", [inner], ["wide"], to=TensorProto.DOUBLE),
-        helper.make_node("MatMul", ["wide", "weight"], ["product"]),
-        helper.make_node("Add", ["product", "offset"], ["logit"]),
-        helper.make_node("Sigmoid", ["logit"], ["fire"]),
-        helper.make_node("Sub", ["one", "fire"], ["quiet"]),
-        helper.make_node("Concat", ["quiet", "fire"], ["both"], axis=1),
-        helper.make_node("Cast", ["both"], ["probabilities"], to=TensorProto.FLOAT),
-    ]
-    arrays = {"weight": weight.reshape(-1, 1), "offset": offset.reshape(1), "one": np.ones(1)}
-    return nodes, [numpy_helper.from_array(array.astype(np.float64), name) for name, array in arrays.items()]
 
 
 # -- choosing ------------------------------------------------------------------------------------------------
@@ -522,7 +228,7 @@ def _at_once(make: Callable[[_Asked], Fitted], asked: Sequence[_Asked]) -> list[
     import sklearn.ensemble
     import sklearn.linear_model
     import sklearn.pipeline  # noqa: F401
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no type information
 
     # Here as well as in each fit: the first to end would otherwise lift the limit for the others.
     with threadpool_limits(OPENMP_THREADS), ThreadPoolExecutor(THREADS) as pool:
@@ -854,10 +560,13 @@ def code_version() -> str:
     digest = hashlib.sha256()
     for name in (
         "adapters/feature_tables.py",
+        "adapters/fitting.py",
         "adapters/trainer.py",
         "domain/alarm_evaluation.py",
+        "domain/alarm_replay.py",
         "domain/evaluation.py",
         "domain/features.py",
+        "domain/rules.py",
         *(f"domain/{name}.py" for name in simulator.SOURCE_MODULES),
     ):
         digest.update((root / name).read_bytes())

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from smoke_platform.adapters import feature_tables, trainer
+from smoke_platform.adapters import feature_tables, fitting, trainer
 from smoke_platform.adapters.feature_tables import Examples, TrainingWorld
 from smoke_platform.adapters.lake import Lake
 
@@ -17,7 +17,7 @@ SEED = 5
 QUICK = tuple(
     replace(algorithm, parameters={**algorithm.parameters, **smaller}, grid=({},))
     for algorithm, smaller in zip(
-        trainer.ALGORITHMS, ({}, {"max_iter": 25}, {"n_estimators": 8, "max_depth": 8}), strict=True
+        fitting.ALGORITHMS, ({}, {"max_iter": 25}, {"n_estimators": 8, "max_depth": 8}), strict=True
     )
 )
 
