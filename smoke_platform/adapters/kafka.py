@@ -175,6 +175,28 @@ class Cluster:
             high = self._admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.LATEST))
         return {place.partition: (low[place].offset, high[place].offset) for place in sorted(places)}
 
+    def given_to(self, group: str, instance: str) -> tuple[bool, set[tuple[str, int]]]:
+        """Whether a consumer group has decided who gets what, and the (topic, partition) of one static member.
+
+        Raises:
+            BrokerUnreachable: also where the group's coordinator is not ready to answer.
+        """
+        with _speaking(self.brokers):
+            try:
+                found = self._admin.describe_groups([group])[group]
+            except errors.RetriableError as error:
+                raise _unreachable(self.brokers, str(error)) from None
+        if found["error"] is not None:
+            raise _unreachable(self.brokers, found["error"])
+        places = {
+            (topic["topic"], number)
+            for member in found["members"]
+            if member["group_instance_id"] == instance and member["member_assignment"]
+            for topic in member["member_assignment"]["assigned_partitions"]
+            for number in topic["partitions"]
+        }
+        return found["group_state"] in ("Stable", "Empty"), places
+
     def create(self, specs: Sequence[TopicSpec]) -> list[str]:
         """Makes those of ``specs`` that do not exist, and waits until each partition has a leader.
 

@@ -17,12 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from confluent_kafka import ConsumerGroupState, KafkaException
-from confluent_kafka.admin import AdminClient
 from kafka import ConsumerRebalanceListener, KafkaConsumer, TopicPartition, errors
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.structs import OffsetAndMetadata
 
+from smoke_platform.adapters.kafka import Cluster
 from smoke_platform.domain.errors import SmokeError
 
 log = logging.getLogger(__name__)
@@ -41,6 +40,8 @@ CHECK_S, DIFFERS_S, UNDECIDED_S = 2.0, SESSION_TIMEOUT_S, 20.0
 CHECK_MOST_S = 30.0
 #: A member whose looks lie this far apart was frozen, and asks at once.
 FROZEN_S = 1.0
+#: How long an answer may take.
+ANSWER_S = 2.0
 #: How long the records under way may take to be acknowledged when partitions are given up.
 FLUSH_S = 30.0
 
@@ -96,7 +97,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
         self._error: Exception | None = None
         self._rejoin_at, self._rejoin_s = 0.0, 0.0
         self._brokers, self._group = brokers, group
-        self._admin = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
+        self._cluster: Cluster | None = None
         self._check_s = CHECK_S
         self._check_at = self._looked_at = time.monotonic()
         self._differs_from: float | None = None
@@ -124,6 +125,8 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
         self._thread.join(5.0)
         # A static member keeps its partitions: a restart within the session's time moves nothing.
         self._consumer.close(autocommit=False, timeout_ms=2_000)
+        if self._cluster is not None:
+            self._cluster.close()
 
     # -- what the loop asks ------------------------------------------------------------------------------
 
@@ -226,7 +229,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
             return
         try:
             decided, given = self._given()
-        except (KafkaException, TimeoutError):
+        except SmokeError:
             self._differs_from = self._undecided_from = None
             self._check_at = now + CHECK_S
             return
@@ -253,14 +256,24 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
     def _given(self) -> tuple[bool, set[tuple[str, int]]]:
         """Whether the group has decided, and the (topic, partition) that it gave to this member.
 
+        kafka-python asks: librdkafka ended the whole process by an assertion when the broker was killed while it
+        waited for such an answer.
+
         Raises:
-            KafkaException, TimeoutError: where the broker does not answer.
+            SmokeError: where the broker does not answer.
         """
-        (asked,) = self._admin.describe_consumer_groups([self._group], request_timeout=2.0).values()
-        group = asked.result(3.0)
-        mine = [member for member in group.members if member.group_instance_id == self._member]
-        places = {(p.topic, p.partition) for m in mine if m.assignment for p in m.assignment.topic_partitions}
-        return group.state in (ConsumerGroupState.STABLE, ConsumerGroupState.EMPTY), places
+        try:
+            if self._cluster is None:
+                self._cluster = Cluster(self._brokers, timeout_s=ANSWER_S)
+            return self._cluster.given_to(self._group, self._member)
+        except Exception as error:
+            if self._cluster is not None:
+                self._cluster.close()
+            self._cluster = None
+            if isinstance(error, SmokeError):
+                raise
+            # Whatever goes wrong with a question must not end the one who asks.
+            raise SmokeError(f"the group could not be asked: {error!r}") from None
 
     def _replace(self) -> None:
         """Gives up what is held and joins with a new client."""
