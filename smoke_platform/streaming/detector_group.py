@@ -51,7 +51,8 @@ _SETTINGS: Mapping[str, Any] = {
     "enable_auto_commit": False,
     "auto_offset_reset": "earliest",
     "session_timeout_ms": round(SESSION_TIMEOUT_S * 1000),
-    "heartbeat_interval_ms": 1_500,
+    # A member learns by its heartbeat that the group decides anew, so this is part of every take-over.
+    "heartbeat_interval_ms": 1_000,
     "max_poll_interval_ms": 300_000,
     "reconnect_backoff_ms": 20,
     "reconnect_backoff_max_ms": 500,
@@ -98,12 +99,15 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
         self._rejoin_at, self._rejoin_s = 0.0, 0.0
         self._brokers, self._group = brokers, group
         self._cluster: Cluster | None = None
-        self._check_s = CHECK_S
-        self._check_at = self._looked_at = time.monotonic()
+        self._due = threading.Event()
+        self._answers: list[tuple[bool, set[tuple[str, int]]] | None] = []
+        self._check_s, self._looked_at = CHECK_S, time.monotonic()
+        self._check_at = self._looked_at + CHECK_S
         self._differs_from: float | None = None
         self._undecided_from: float | None = None
         self._consumer = self._new_client()
         self._thread = threading.Thread(target=self._follow, name="group", daemon=True)
+        self._asking = threading.Thread(target=self._ask, name="group-check", daemon=True)
 
     def _new_client(self) -> Any:
         return KafkaConsumer(
@@ -116,13 +120,16 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self._asking.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ending.set()
+        self._due.set()
         self._thread.join(5.0)
+        self._asking.join(5.0)
         # A static member keeps its partitions: a restart within the session's time moves nothing.
         self._consumer.close(autocommit=False, timeout_ms=2_000)
         if self._cluster is not None:
@@ -225,14 +232,17 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
         self._looked_at = now
         if now - before > FROZEN_S:
             self._check_s, self._check_at = CHECK_S, now
-        if now < self._check_at:
-            return
-        try:
-            decided, given = self._given()
-        except SmokeError:
+        if self._answers:
+            self._compare(self._answers.pop(), now)
+        elif now >= self._check_at:
+            self._due.set()
+
+    def _compare(self, answer: tuple[bool, set[tuple[str, int]]] | None, now: float) -> None:
+        if answer is None:
             self._differs_from = self._undecided_from = None
             self._check_at = now + CHECK_S
             return
+        decided, given = answer
         held = self._held()
         if decided and given == held:
             self._differs_from = self._undecided_from = None
@@ -252,6 +262,21 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
     def _held(self) -> set[tuple[str, int]]:
         """The (topic, partition) that the client believes to hold."""
         return {(place.topic, place.partition) for place in self._consumer.assignment()}
+
+    def _ask(self) -> None:
+        """Puts the question when it is due, on a thread of its own: a group that decides anew must not wait for it."""
+        while True:
+            self._due.wait()
+            if self._ended():
+                return
+            try:
+                answer = self._given()
+            except SmokeError as error:
+                log.debug("%s", error)
+                answer = None
+            # The next question is due when this answer has been looked at.
+            self._due.clear()
+            self._answers.append(answer)
 
     def _given(self) -> tuple[bool, set[tuple[str, int]]]:
         """Whether the group has decided, and the (topic, partition) that it gave to this member.
