@@ -171,9 +171,9 @@ def test_a_steep_fire_is_high_within_seconds_of_each_limit():
     smoke = np.where(times < 600, 5.0, 5.0 + after * 100)
     verdicts = judge(times, pm2_5=smoke, pm1_0=smoke)
     limit = int(np.flatnonzero(smoke >= SMOKE_ALARM)[0])
-    assert first(verdicts.fire_level) == limit + rules.SMOKE_PERSIST_S
+    assert first(verdicts.fire_level) == limit + 3
     dense = int(np.flatnonzero(smoke >= SMOKE_DENSE)[0])
-    assert first(verdicts.fire_level, Severity.CRITICAL) == dense + rules.SMOKE_PERSIST_S
+    assert first(verdicts.fire_level, Severity.CRITICAL) == dense + 3
 
 
 def test_a_device_that_reports_once_a_minute_is_heard():
