@@ -114,25 +114,6 @@ def first_open(time: pl.Expr, spec: WindowSpec = DEFAULT) -> pl.Expr:
     return (time - spec.length).dt.truncate(spec.slide) + spec.slide
 
 
-def touched(rows: pl.DataFrame, by: str, spec: WindowSpec = DEFAULT) -> pl.DataFrame:
-    """The windows that readings fall into, each once.
-
-    Args:
-        rows: columns ``by`` and event_time.
-        by: the column that names the device.
-
-    Returns:
-        Columns ``by`` and window_start.
-    """
-    return (
-        rows.select(by, window_start=pl.col("event_time").dt.truncate(spec.slide))
-        .unique()
-        .select(by, window_start=_starts(spec))
-        .explode("window_start")
-        .unique()
-    )
-
-
 def merged(spans: pl.DataFrame) -> pl.DataFrame:
     """Spans (``SPAN``) of which no two of a device overlap or touch, covering the same."""
     if spans.is_empty():
@@ -278,7 +259,7 @@ class OpenWindows:
         if live.is_empty():
             return
         coded = live.join(self._devices.select("device_id", "code", "held_from"), on="device_id", how="inner")
-        self._waiting = pl.concat([self._waiting, touched(coded, "code", self._spec)]).unique()
+        self._waiting = pl.concat([self._waiting, self._spec.touched(coded, "code")]).unique()
         self._hold(coded.filter(pl.col("event_time") >= pl.col("held_from")))
 
     def _meet(self, strangers: pl.DataFrame) -> None:

@@ -56,29 +56,33 @@ class _Run:
 
 
 class _Join(NamedTuple):
-    """What joining two neighbouring runs of panes takes, for each place of the grid at which the first begins.
+    """What joining pairs of neighbouring runs of panes takes.
 
     Attributes:
-        shift: panes from the first run's beginning to the second's.
         share: rows of the second by rows of both; 0 where there are none.
         harmonic: product of the rows of the two by their sum.
         apart: mean time of the second less that of the first, in microseconds.
     """
 
-    shift: int
     share: Floats
     harmonic: Floats
     apart: Floats
 
 
 class _Step(NamedTuple):
-    """One step from panes to windows: runs get twice as long, or windows get the present run appended.
+    """One step from panes to windows, at runs of a power of two.
 
-    ``join`` is ``None`` where the windows begin with the present run.
+    Attributes:
+        width: panes of a run.
+        at: int64 ``[w]``, where on the grid the run begins that is appended to each window; ``None``: none is.
+        append: joins the windows so far with these; ``None`` where they begin with them.
+        double: joins each run with the one after it; ``None`` in the last step.
     """
 
-    doubles: bool
-    join: _Join | None
+    width: int
+    at: Integers | None
+    append: _Join | None
+    double: _Join | None
 
 
 class _Times(NamedTuple):
@@ -192,16 +196,22 @@ class Stretch:
         products = self._sum(beyond) - times.of_pane * pane_mean
 
         origin = first[self._next_pane]
+        opening = origin[self.window_place]
         run = self._on_grid(pane_mean), self._on_grid(np.maximum(squares, 0.0)), self._on_grid(products)
         window = run
-        for doubles, join in times.steps:
-            if join is None:
-                window = run
-            elif doubles:
-                run = _joined(join, origin, run, run)
-            else:
-                window = _joined(join, origin, window, run)
-        mean, square, product = (of_grid[self.window_place] for of_grid in window)
+        for width, at, append, double in times.steps:
+            if at is not None:
+                piece = run[0][at], run[1][at], run[2][at]
+                window = piece if append is None else _joined(append, window, piece, origin[at] - opening)
+            if double is not None:
+                one, other = _pairs(len(run[0]), width)
+                run = _joined(
+                    double,
+                    (run[0][one], run[1][one], run[2][one]),
+                    (run[0][other], run[1][other], run[2][other]),
+                    origin[other] - origin[one],
+                )
+        mean, square, product = window
         count = self.high - self.low
         with np.errstate(invalid="ignore", divide="ignore"):
             variance = np.where(count > 1, square / (count - 1), np.nan)
@@ -243,22 +253,30 @@ class Stretch:
         origin = first.astype(np.float64)[self._next_pane]
 
         run = _Run(self._on_grid(self._rows), self._on_grid(mean), self._on_grid(square))
+        opening = origin[self.window_place]
         window = run
         steps: list[_Step] = []
         width, covered = 1, 0
         while True:
+            at, append, double = None, None, None
             if self.panes & width:
+                at = self.window_place + covered
+                piece = _Run(run.count[at], run.mean[at], run.square[at])
                 if covered:
-                    join, window = _join(window, run, origin, covered)
-                    steps.append(_Step(doubles=False, join=join))
+                    append, window = _join(window, piece, origin[at] - opening)
                 else:
-                    window = run
-                    steps.append(_Step(doubles=False, join=None))
+                    window = piece
                 covered += width
-            if covered == self.panes:
-                return _Times(elapsed, total, steps, window.square[self.window_place])
-            join, run = _join(run, run, origin, width)
-            steps.append(_Step(doubles=True, join=join))
+            if covered < self.panes:
+                one, other = _pairs(len(run.count), width)
+                double, run = _join(
+                    _Run(run.count[one], run.mean[one], run.square[one]),
+                    _Run(run.count[other], run.mean[other], run.square[other]),
+                    origin[other] - origin[one],
+                )
+            steps.append(_Step(width, at, append, double))
+            if double is None:
+                return _Times(elapsed, total, steps, window.square)
             width *= 2
 
     # -- order statistics ----------------------------------------------------------------------------------------
@@ -342,30 +360,31 @@ class Stretch:
         return batches
 
 
-def _join(first: _Run, second: _Run, origin: Floats, shift: int) -> tuple[_Join, _Run]:
-    width = min(len(first.count), len(second.count) - shift)
-    one, other = slice(0, width), slice(shift, shift + width)
-    count = first.count[one] + second.count[other]
-    share = second.count[other] / np.maximum(count, 1.0)
-    harmonic = first.count[one] * share
-    apart = (origin[other] - origin[one]) + (second.mean[other] - first.mean[one])
-    joined = _Run(
-        count, first.mean[one] + apart * share, first.square[one] + second.square[other] + apart * apart * harmonic
-    )
-    return _Join(shift, share, harmonic, apart), joined
+def _pairs(places: int, width: int) -> tuple[slice, slice]:
+    """Of so many places of the grid with runs that long: those of the first runs of all pairs, and of the second."""
+    return slice(places - width), slice(width, places)
+
+
+def _join(first: _Run, second: _Run, between: Floats) -> tuple[_Join, _Run]:
+    """Joins runs; ``between`` is from the origin of each first one to that of the second."""
+    count = first.count + second.count
+    share = second.count / np.maximum(count, 1.0)
+    harmonic = first.count * share
+    apart = between + (second.mean - first.mean)
+    joined = _Run(count, first.mean + apart * share, first.square + second.square + apart * apart * harmonic)
+    return _Join(share, harmonic, apart), joined
 
 
 def _joined(
-    join: _Join, origin: Floats, first: tuple[Floats, Floats, Floats], second: tuple[Floats, Floats, Floats]
+    join: _Join, first: tuple[Floats, Floats, Floats], second: tuple[Floats, Floats, Floats], between: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    width = len(join.share)
-    one, other = slice(0, width), slice(join.shift, join.shift + width)
-    apart = (origin[other] - origin[one]) + (second[0][other] - first[0][one])
+    """Mean, squares and products of the runs joined; ``between`` is from the origin of each first to the second's."""
+    apart = between + (second[0] - first[0])
     weighted = apart * join.harmonic
     return (
-        first[0][one] + apart * join.share,
-        first[1][one] + second[1][other] + apart * weighted,
-        first[2][one] + second[2][other] + join.apart * weighted,
+        first[0] + apart * join.share,
+        first[1] + second[1] + apart * weighted,
+        first[2] + second[2] + join.apart * weighted,
     )
 
 

@@ -143,27 +143,31 @@ class WindowSpec:
         first = self.open_from(event_time)
         return [first + step * self.slide for step in range(self.windows_per_reading)]
 
-    def touched(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def touched(self, rows: pl.DataFrame, by: str = "device_id") -> pl.DataFrame:
         """The windows in which these readings are.
 
         Args:
-            rows: columns device_id and event_time.
+            rows: columns event_time and ``by``, which names the device.
 
         Returns:
-            device_id, window_start; sorted, each once.
+            ``by``, window_start; sorted, each once.
         """
-        panes = rows.select("device_id", pl.col("event_time").dt.epoch("us") // (self.slide_s * _US)).unique()
-        steps = pl.Series("step", range(self.windows_per_reading), dtype=pl.Int64)
+        slide_us = self.slide_s * _US
+        number = pl.col("number")
+        # Each slide that has a reading brings the windows that hold it and not the slide before it which has one.
+        before = number.shift(1).over(by)
         return (
-            panes.join(steps.to_frame(), how="cross")
-            .select(
-                "device_id",
-                window_start=((pl.col("event_time") - pl.col("step")) * (self.slide_s * _US))
-                .cast(pl.Datetime("us"))
-                .dt.replace_time_zone("UTC"),
-            )
+            rows.select(by, number=pl.col("event_time").dt.epoch("us") // slide_us)
             .unique()
-            .sort("device_id", "window_start")
+            .sort(by, "number")
+            .select(
+                by,
+                window_start=pl.int_ranges(
+                    pl.max_horizontal(number - self.windows_per_reading, before) + 1, number + 1
+                ),
+            )
+            .explode("window_start")
+            .with_columns((pl.col("window_start") * slide_us).cast(_PLAIN_TIME).dt.replace_time_zone("UTC"))
         )
 
 
@@ -345,15 +349,21 @@ class _Windows:
         rows_before[place + 1] = np.diff(np.append(pane_row, len(ordered.time)))
         np.cumsum(rows_before, out=rows_before)
         low, high = rows_before[window_place], rows_before[window_place + panes]
+        if wanted is not None:
+            moved, grid = _without_needless(grid, place, window_place, panes)
+            place, window_place, run_place = moved[place], moved[window_place], moved[run_place]
 
         # Whole runs of panes together, some _CHUNK_ROWS readings at a time.
         chunk = pane_row[run] // _CHUNK_ROWS
-        begin = run[np.append(True, chunk[1:] != chunk[:-1])]
-        window_begin = np.searchsorted(window_place, place[begin] - (panes - 1))
+        begun = np.append(True, chunk[1:] != chunk[:-1])
+        begin, offsets = run[begun], run_place[begun]
+        window_begin = np.searchsorted(window_place, offsets)
         parts = []
-        for first, last, window_first, window_last in zip(
+        for first, last, offset, beyond, window_first, window_last in zip(
             begin,
             np.append(begin[1:], len(number)),
+            offsets,
+            np.append(offsets[1:], grid),
             window_begin,
             np.append(window_begin[1:], len(window_place)),
             strict=True,
@@ -361,13 +371,12 @@ class _Windows:
             if window_first == window_last:
                 continue
             row, end = int(pane_row[first]), int(pane_row[last]) if last < len(number) else len(ordered.time)
-            offset = int(place[first]) - (panes - 1)
             windows = slice(int(window_first), int(window_last))
             stretch = Stretch(
                 time=ordered.time[row:end],
                 pane_row=pane_row[first:last] - row,
                 pane_place=place[first:last] - offset,
-                grid=int(place[last - 1]) + panes - offset,
+                grid=int(beyond - offset),
                 window_place=window_place[windows] - offset,
                 low=low[windows] - row,
                 high=high[windows] - row,
@@ -376,6 +385,18 @@ class _Windows:
             )
             parts.append(_Part(slice(row, end), windows, stretch))
         return cls(window_device, window_number * slide_us, low, high, parts)
+
+
+def _without_needless(grid: int, place: Integers, window_place: Integers, panes: int) -> tuple[Integers, int]:
+    """Leaves those places off a grid that are in no window and have no readings.
+
+    Returns:
+        Where each place is now, int64 ``[grid]`` (one that is left off: where the next one is); how many are left.
+    """
+    ends = np.bincount(window_place + panes, minlength=grid + 1)[:grid]
+    needed = np.cumsum(np.bincount(window_place, minlength=grid) - ends) > 0
+    needed[place] = True
+    return np.cumsum(needed) - needed, int(needed.sum())
 
 
 def _chosen(names: pl.Series, device: Integers, start: Integers, wanted: pl.DataFrame) -> Flags:

@@ -19,7 +19,6 @@ from smoke_platform.domain.window_emission import (
     merged,
     revisions,
     summary_of,
-    touched,
     within,
 )
 from smoke_platform.domain.windows import WindowSpec, compute
@@ -310,7 +309,6 @@ def test_windows_touched_are_those_of_the_definition(seconds: list[int], shape: 
         {"device_id": "a", "event_time": [at(second) for second in seconds]}, schema_overrides={"event_time": _TIME}
     )
     expected = spec.touched(rows)
-    assert touched(rows, "device_id", spec).sort("device_id", "window_start").equals(expected)
     counted = revisions(rows, spec).sort("device_id", "window_start")
     assert counted.select("device_id", "window_start").equals(expected)
     assert counted["revision"].sum() == len(seconds) * spec.windows_per_reading
