@@ -158,6 +158,7 @@ class Fitted:
     Attributes:
         fill: what stands for a missing value, float32 ``[F]``; ``None`` where it is left missing.
         edges: of each feature's bins, as ``_edges`` has them; ``None`` where values are taken as they are.
+        fit_seconds: to prepare the rows and to fit; the export is not in it.
     """
 
     algorithm: Algorithm
@@ -218,10 +219,10 @@ def fit(algorithm: Algorithm, matrix: features.Features, label: Booleans, seed: 
 
     if label.all() or not label.any():
         raise SmokeError("the training rows are all of one class", "train on a source that has fires and quiet air")
+    began = time.perf_counter()
     fill = _medians(matrix) if algorithm.imputed else None
     edges = _edges(matrix, label, algorithm.parameters["max_bins"]) if algorithm.binned else None
     estimator = algorithm.make(seed, algorithm.parameters)
-    began = time.perf_counter()
     with threadpool_limits(OPENMP_THREADS):
         estimator.fit(_never_measured_as_constant(_inputs(algorithm, matrix, fill, edges)), label)
     took = time.perf_counter() - began
@@ -268,8 +269,7 @@ def _edges(matrix: features.Features, label: Booleans, bins: int) -> Edges:
         distinct = values[np.flatnonzero(np.diff(values, prepend=np.float32(-np.inf)))]
         if len(distinct) > bins:
             total = np.cumsum(weight[order])
-            distinct = np.unique(values[np.searchsorted(total, shares * total[-1])])
-            found.append(distinct)
+            found.append(np.unique(values[np.searchsorted(total, shares * total[-1])]))
         else:
             found.append(distinct[:-1])
     return tuple(found)
@@ -358,9 +358,8 @@ def _as_values(nodes: Sequence[Any], edges: Edges) -> None:
             zip(of["nodes_featureids"].ints, of["nodes_modes"].strings, strict=True)
         ):
             if mode == b"BRANCH_LEQ":
+                limit, above = limits[place], edges[feature]
                 # Beyond the last edge is where a tree tells measured from missing.
-                limit = min(limits[place], float(len(edges[feature])))
-                above = edges[feature]
                 limits[place] = above[int(limit)] if limit < len(above) else np.inf
             elif mode != b"LEAF":
                 raise ValueError(f"a tree compares by {mode!r}, which is not known here")

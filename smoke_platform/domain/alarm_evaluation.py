@@ -321,8 +321,7 @@ class _Tally:
 
 
 def _tally(watch: Watched, levels: Levels) -> _Tally:
-    starts = np.zeros(len(watch), dtype=np.bool_)
-    starts[alarm_begins(watch.slots, watch.seconds, levels)] = True
+    begun_in = watch.episode[alarm_begins(watch.slots, watch.seconds, levels)]
     count = len(watch.episodes)
     inside = watch.episode >= 0
     ends = np.array([episode.end for episode in watch.episodes] or [0.0])
@@ -330,8 +329,8 @@ def _tally(watch: Watched, levels: Levels) -> _Tally:
     sounding[sounding] = watch.seconds[sounding] <= ends[watch.episode[sounding]]
     first = np.full(count, np.inf)
     np.minimum.at(first, watch.episode[sounding], watch.seconds[sounding])
-    begins = np.bincount(watch.episode[starts & inside], minlength=count) > 0
-    return _Tally(first, begins, int((starts & ~inside).sum()))
+    begins = np.bincount(begun_in[begun_in >= 0], minlength=count) > 0
+    return _Tally(first, begins, int((begun_in < 0).sum()))
 
 
 def quiet_days(watch: Watched) -> float:
