@@ -27,8 +27,8 @@ from smoke_platform.adapters.kafka_bulk import TopicFacts
 from smoke_platform.adapters.lake import READINGS_COLUMNS, Lake
 from smoke_platform.adapters.windows import WINDOWS, latest
 from smoke_platform.domain.errors import SmokeError
-from smoke_platform.domain.window_emission import APPENDED, READING_COLUMNS, OpenWindows, within
-from smoke_platform.domain.windows import WINDOW_SCHEMA, WindowSpec, compute
+from smoke_platform.domain.window_emission import APPENDED, OpenWindows, within
+from smoke_platform.domain.windows import ROW_COLUMNS, WINDOW_SCHEMA, WindowSpec, compute
 from smoke_platform.settings import Settings, load_settings
 from smoke_platform.streaming.landing import LandedBatch
 from smoke_platform.streaming.windows import WindowCut
@@ -125,7 +125,7 @@ class _Memory:
         self.taken: list[pl.DataFrame] = []
 
     def rows(self, spans: pl.DataFrame) -> pl.DataFrame:
-        return within(pl.concat(self.taken), spans).select(*READING_COLUMNS, "ingest_time")
+        return within(pl.concat(self.taken), spans).select(*ROW_COLUMNS, "ingest_time")
 
     def appended(self, _since: pl.DataFrame) -> pl.DataFrame:
         return pl.DataFrame(schema=dict(APPENDED))

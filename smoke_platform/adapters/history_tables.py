@@ -233,18 +233,8 @@ class HistoryTables:
         likely = history_copies.candidates(
             anchors.select(list(history_summary.ANCHORS_SCHEMA)).collect(engine="streaming"), coarseness
         )
-        found: list[history_copies.Copy] = []
-        compared = 0
-        for row in likely.iter_rows(named=True):
-            if any(copy.covers(row) for copy in found):
-                continue
-            compared += 1
-            if compared > MOST_COMPARED:
-                break
-            copy = self._compared(row, history_copies.STRETCH_GAP * coarseness)
-            if copy is not None:
-                found.append(copy)
-        return found, max(0, likely.height - MOST_COMPARED) if compared > MOST_COMPARED else 0
+        margin = history_copies.STRETCH_GAP * coarseness
+        return history_copies.confirmed(likely, lambda row: self._compared(row, margin), MOST_COMPARED)
 
     def _compared(self, row: Mapping[str, Any], margin: timedelta) -> history_copies.Copy | None:
         sides, whole = [], True

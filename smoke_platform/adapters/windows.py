@@ -18,14 +18,13 @@ from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, Lake, stora
 from smoke_platform.domain.lake_records import latest_devices
 from smoke_platform.domain.window_emission import (
     APPENDED,
-    READING_COLUMNS,
     SUMMARY,
     TAKEN_COLUMNS,
     first_open,
     merged,
     summary_of,
 )
-from smoke_platform.domain.windows import DEFAULT, WINDOW_SCHEMA, compute
+from smoke_platform.domain.windows import DEFAULT, ROW_COLUMNS, WINDOW_SCHEMA, compute
 
 WINDOWS = "window_statistics"
 WRITTEN_AT = "written_at"
@@ -211,7 +210,7 @@ def open_windows(
     if clocks.is_empty():
         return empty
     spans = clocks.select("device_id", "begin", end=pl.col("begin") + _LENGTH)
-    rows = _event_times(pl.scan_delta(table), spans).filter(~pl.col("late")).select(READING_COLUMNS).collect()
+    rows = _event_times(pl.scan_delta(table), spans).filter(~pl.col("late")).select(ROW_COLUMNS).collect()
     wanted = clocks.select("device_id", window_start="begin")
     return compute(rows, intervals_s=intervals_s, windows=wanted)
 
@@ -281,7 +280,7 @@ class TakenReadings:
 
     def rows(self, spans: pl.DataFrame) -> pl.DataFrame:
         self.refresh()
-        columns = [*READING_COLUMNS, "ingest_time"]
+        columns = [*ROW_COLUMNS, "ingest_time"]
         return (
             _event_times(pl.scan_delta(self._readings), spans)
             .filter(~pl.col("late"), self._is_taken())
@@ -330,7 +329,7 @@ class TakenReadings:
         Args:
             moment: ``None`` for all readings.
         """
-        columns = [*READING_COLUMNS, "ingest_time"]
+        columns = [*ROW_COLUMNS, "ingest_time"]
         condition = "" if moment is None else f"ingest_time >= '{moment.isoformat()}'"
         found = pruned(self._readings, condition)
         if found is None:
@@ -354,8 +353,8 @@ class TakenReadings:
         return summary, rows
 
     def at(self, begin: datetime, end: datetime) -> pl.DataFrame:
-        """The readings of all devices that were taken and are not late, by event time; columns ``READING_COLUMNS``."""
-        return self._at(begin, end).select(READING_COLUMNS).collect()
+        """The readings of all devices that were taken and are not late, by event time; columns ``ROW_COLUMNS``."""
+        return self._at(begin, end).select(ROW_COLUMNS).collect()
 
     def count(self, begin: datetime, end: datetime) -> int:
         """How many readings ``at`` would give."""

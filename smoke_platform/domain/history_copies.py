@@ -10,7 +10,7 @@ where to look: what is reported was counted on the readings themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -211,9 +211,29 @@ def copies_among(readings: pl.DataFrame, most: int) -> tuple[list[Copy], int]:
     Returns:
         The copies, and how many stretches look alike and were not compared.
     """
-    found: list[Copy] = []
-    likely = candidates(anchors(readings))
     devices = readings.partition_by("source", "device_id", as_dict=True)
+
+    def compared(row: Mapping[str, Any]) -> Copy | None:
+        first, later = (devices[row[f"{which}_source"], row[f"{which}_device"]] for which in ("first", "copy"))
+        return compare(first, later, row)
+
+    return confirmed(candidates(anchors(readings)), compared, most)
+
+
+def confirmed(
+    likely: pl.DataFrame, compared: Callable[[Mapping[str, Any]], Copy | None], most: int
+) -> tuple[list[Copy], int]:
+    """The copies among stretches that look alike.
+
+    Args:
+        likely: what ``candidates`` gave.
+        compared: compares one of them reading by reading.
+        most: stretches to compare at most, the best supported first.
+
+    Returns:
+        The copies, and how many stretches no copy that was found covers, and that were not compared.
+    """
+    found: list[Copy] = []
     left = 0
     for row in likely.iter_rows(named=True):
         if any(copy.covers(row) for copy in found):
@@ -222,8 +242,7 @@ def copies_among(readings: pl.DataFrame, most: int) -> tuple[list[Copy], int]:
             left += 1
             continue
         most -= 1
-        first, later = (devices[row[f"{which}_source"], row[f"{which}_device"]] for which in ("first", "copy"))
-        copy = compare(first, later, row)
+        copy = compared(row)
         found += [] if copy is None else [copy]
     return found, left
 

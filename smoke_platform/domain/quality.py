@@ -27,6 +27,7 @@ from typing import Any
 
 import polars as pl
 
+from smoke_platform.domain.devices import DEFAULT_INTERVAL_S
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES
 
 #: Sensors whose own noise never leaves them constant for an hour. Gas and particle channels are not among them: they
@@ -42,7 +43,6 @@ LIVE_WITHIN = timedelta(hours=1)
 ESTABLISHED_AFTER = timedelta(hours=1)
 #: A device that has been silent for this long at the window's end is stale.
 STALE_AFTER = timedelta(minutes=5)
-DEFAULT_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)

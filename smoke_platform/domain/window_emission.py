@@ -22,7 +22,7 @@ from typing import Protocol
 import polars as pl
 
 from smoke_platform.domain.readings import SENSOR_NAMES
-from smoke_platform.domain.windows import DEFAULT, WindowSpec
+from smoke_platform.domain.windows import DEFAULT, ROW_COLUMNS, WindowSpec
 
 #: A device of which nothing was appended for this long is taken to be silent; its windows wait no longer.
 SILENCE = timedelta(minutes=10)
@@ -43,19 +43,8 @@ SLACK_ROWS = 20_000
 
 _TIME = pl.Datetime("us", "UTC")
 
-#: Columns that the statistics need of a reading.
-READING_COLUMNS: tuple[str, ...] = (
-    "device_id",
-    "event_time",
-    "sequence",
-    "topic_id",
-    "partition",
-    "offset",
-    *SENSOR_NAMES,
-    "fire_alarm",
-)
 #: Columns of the readings that ``OpenWindows.take`` is given.
-TAKEN_COLUMNS: tuple[str, ...] = (*READING_COLUMNS, "late", "append_time", "ingest_time")
+TAKEN_COLUMNS: tuple[str, ...] = (*ROW_COLUMNS, "late", "append_time", "ingest_time")
 
 _HELD = ("code", "event_time", "sequence", "topic", "partition", "offset", *SENSOR_NAMES, "fire_alarm", "ingest_time")
 _DEVICES: Mapping[str, pl.DataType] = {
@@ -91,7 +80,7 @@ class Past(Protocol):
         """The readings that were taken and are not late in these spans (``SPAN``), each once.
 
         Returns:
-            Columns ``READING_COLUMNS`` and ``ingest_time``, in any order of rows. Readings outside the spans may be
+            Columns ``ROW_COLUMNS`` and ``ingest_time``, in any order of rows. Readings outside the spans may be
             among them.
         """
 
@@ -130,10 +119,17 @@ def merged(spans: pl.DataFrame) -> pl.DataFrame:
 
 def within(rows: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
     """The rows (device_id, event_time, ...) that lie in one of the spans, which must be ``merged``."""
-    found = rows.join(spans, on="device_id", how="inner").filter(
-        (pl.col("event_time") >= pl.col("begin")) & (pl.col("event_time") < pl.col("end"))
+    # The one span that could hold a row is the last that begins before it; a join with all spans of the device would
+    # multiply its rows by them.
+    found = rows.sort("event_time").join_asof(
+        spans.sort("begin"),
+        left_on="event_time",
+        right_on="begin",
+        by="device_id",
+        strategy="backward",
+        check_sortedness=False,
     )
-    return found.select(rows.columns)
+    return found.filter(pl.col("event_time") < pl.col("end")).select(rows.columns)
 
 
 def revisions(rows: pl.DataFrame, spec: WindowSpec = DEFAULT) -> pl.DataFrame:
@@ -209,6 +205,11 @@ class OpenWindows:
     def waiting(self) -> int:
         """Windows that have readings of which the table does not know yet."""
         return self._waiting.height
+
+    @property
+    def surely_due(self) -> int:
+        """So many of them are due at least: of each device no more are open than hold one moment."""
+        return max(0, self._waiting.height - self._spec.windows_per_reading * self._devices.height)
 
     @property
     def held(self) -> int:
@@ -305,7 +306,7 @@ class OpenWindows:
         self._hold(found.join(self._devices.select("device_id", "code"), on="device_id", how="inner"))
 
     def _hold(self, rows: pl.DataFrame) -> None:
-        """Keeps readings (columns ``READING_COLUMNS``, ingest_time and code)."""
+        """Keeps readings (columns ``ROW_COLUMNS``, ingest_time and code)."""
         if rows.is_empty():
             return
         for topic in rows["topic_id"].unique().to_list():
@@ -354,7 +355,7 @@ class OpenWindows:
             due: what ``due`` gave.
 
         Yields:
-            The readings (``READING_COLUMNS``) and the windows (device_id, window_start) to be computed from them.
+            The readings (``ROW_COLUMNS``) and the windows (device_id, window_start) to be computed from them.
         """
         yield from self._from_memory(due.filter("held"))
         elsewhere = due.filter(~pl.col("held")).sort("window_start", "device_id")
@@ -362,7 +363,7 @@ class OpenWindows:
         for windows in elsewhere.iter_slices(WINDOWS_AT_ONCE):
             spans = merged(windows.select("device_id", begin="window_start", end=pl.col("window_start") + length))
             rows = within(self._past.rows(spans), spans)
-            yield rows.select(READING_COLUMNS), windows.select("device_id", "window_start")
+            yield rows.select(ROW_COLUMNS), windows.select("device_id", "window_start")
 
     def _from_memory(self, due: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
         if due.is_empty():
@@ -383,7 +384,7 @@ class OpenWindows:
             )
             rows = pl.concat([frame.filter(wanted) for frame in self._frames])
             rows = rows.join(names, on="code", how="inner").with_columns(topic_id)
-            yield rows.select(READING_COLUMNS), windows.select("device_id", "window_start")
+            yield rows.select(ROW_COLUMNS), windows.select("device_id", "window_start")
 
     # -- after appending ---------------------------------------------------------------------------------
     def settle(self, due: pl.DataFrame) -> None:
@@ -480,7 +481,7 @@ class OpenWindows:
         Args:
             summary: the devices of these readings, columns of ``SUMMARY``.
             rows: of these readings those that are not late and stand in a window that is not due by the summary's
-                clock; columns ``READING_COLUMNS`` and ``ingest_time``.
+                clock; columns ``ROW_COLUMNS`` and ``ingest_time``.
         """
         known = summary.filter(pl.col("clock").is_not_null()).with_columns(
             held_from=first_open(pl.col("clock"), self._spec)

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from smoke_platform.domain.devices import DEFAULT_INTERVAL_S
 from smoke_platform.domain.levels import levels
 from smoke_platform.domain.quality import INCONSISTENCY_TOLERANCE, RESTLESS_SENSORS
 from smoke_platform.domain.readings import ALL_SENSOR_NAMES, SENSOR_NAMES
@@ -92,7 +93,6 @@ ROW_COLUMNS: Final[tuple[str, ...]] = ("device_id", *ORDER, *SENSOR_NAMES, "fire
 LEAST_READINGS_FROZEN = 60
 #: ... where at least so many of the sensors that always move (``quality.RESTLESS_SENSORS``) are among them.
 LEAST_RESTLESS_FROZEN = 2
-DEFAULT_INTERVAL_S = 1.0
 
 #: Readings that one thread works on at a time: their arrays stay in the processor's cache.
 _CHUNK_ROWS = 1 << 15
@@ -129,19 +129,6 @@ class WindowSpec:
     @property
     def windows_per_reading(self) -> int:
         return self.length_s // self.slide_s
-
-    def open_from(self, clock: datetime) -> datetime:
-        """The start of the earliest window that is open (its end is after ``clock``).
-
-        Readings of the device from before it are needed by no open window.
-        """
-        slides = (clock - self.length - _EPOCH) // self.slide + 1
-        return _EPOCH + slides * self.slide
-
-    def starts(self, event_time: datetime) -> list[datetime]:
-        """The starts of the windows that hold this moment, earliest first."""
-        first = self.open_from(event_time)
-        return [first + step * self.slide for step in range(self.windows_per_reading)]
 
     def touched(self, rows: pl.DataFrame, by: str = "device_id") -> pl.DataFrame:
         """The windows in which these readings are.

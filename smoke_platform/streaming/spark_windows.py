@@ -26,7 +26,6 @@ from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, Lake
 from smoke_platform.adapters.lake_files import FileShape, WrittenFile, files_of
 from smoke_platform.adapters.windows import INDEXED, WINDOWS, Intervals, TakenReadings, event_ranges, pruned
 from smoke_platform.domain.errors import SmokeError
-from smoke_platform.domain.window_emission import READING_COLUMNS
 from smoke_platform.domain.window_planning import (
     HEARD,
     MINUTES,
@@ -36,7 +35,7 @@ from smoke_platform.domain.window_planning import (
     merged_minutes,
     minutes_of,
 )
-from smoke_platform.domain.windows import DEFAULT
+from smoke_platform.domain.windows import DEFAULT, ROW_COLUMNS
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.landing import Fenced, LandedTable, committed_positions, stamps_folder
 from smoke_platform.streaming.spark_reading import REPORT_SCHEMA, from_ipc, gather, to_ipc
@@ -214,7 +213,7 @@ class SparkWindows:
         readings = gather(
             self._spark,
             state.files(ranges),
-            READING_COLUMNS,
+            ROW_COLUMNS,
             ranges,
             late=False,
             devices=due["device_id"].unique().to_list(),

@@ -43,7 +43,7 @@ from smoke_platform.adapters.windows import (
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.offsets import advanced
 from smoke_platform.domain.window_emission import TAKEN_COLUMNS, OpenWindows
-from smoke_platform.domain.windows import compute
+from smoke_platform.domain.windows import DEFAULT, compute
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.landing import (
     TABLE_CONFIGURATION,
@@ -62,6 +62,9 @@ log = logging.getLogger(__name__)
 MOST_WAITING_ROWS = 400_000
 #: Readings that are read from the lake at once.
 CHUNK_ROWS = 1_000_000
+#: When about so many windows are due they are appended before more readings are taken. Of devices that report once a
+#: minute there are as many windows as readings, and a window takes as much memory as 15 readings.
+MOST_DUE = 100_000
 #: Positions alone are committed this long after they have moved: a start then reads no more than that again.
 POSITIONS_EVERY_S = 60.0
 #: How often the log's end is asked for, by which silence is judged.
@@ -165,6 +168,7 @@ class WindowCut:
         self._committed = dict(self.positions)
         self._committed_at = time.monotonic()
         self._last_written = _EPOCH
+        self._rows_at_once = CHUNK_ROWS
         everything = {**(taken or {}), facts.topic_id: self.positions}
         self.past = TakenReadings(lake.open(READINGS), lambda: self.table.snapshot, everything)
         self.open = OpenWindows(self.past)
@@ -174,6 +178,11 @@ class WindowCut:
     def moved(self) -> bool:
         """Whether readings were taken that no commit reflects."""
         return self.positions != self._committed
+
+    @property
+    def full(self) -> bool:
+        """Whether what is due ought to be appended before more is taken."""
+        return self.open.surely_due >= MOST_DUE
 
     def _restore(self, accepted: Collection[int]) -> None:
         landed = self.landed()
@@ -218,7 +227,9 @@ class WindowCut:
         self.positions.update(batch.positions)
 
     def take_from_lake(self, ends: Mapping[int, int]) -> bool:
-        """Takes the next readings from the lake, at most about ``CHUNK_ROWS``; says whether more are left.
+        """Takes the next readings from the lake, and says whether more are left.
+
+        They are at most about ``CHUNK_ROWS``, and no more than make ``MOST_DUE`` windows due.
 
         Args:
             ends: partition -> offset up to which, as ``landed`` gave it.
@@ -226,11 +237,21 @@ class WindowCut:
         behind = {number: end for number, end in ends.items() if end > self.positions.get(number, 0)}
         if not behind:
             return False
-        step = max(1, CHUNK_ROWS // len(behind))
-        until = {number: min(end, self.positions.get(number, 0) + step) for number, end in behind.items()}
-        self.open.take(self.past.between(self.facts.topic_id, self.positions, until))
+        until = self._stepped(behind)
+        rows = self.past.between(self.facts.topic_id, self.positions, until)
+        while (due := _due_of(rows)) > MOST_DUE and self._rows_at_once > len(behind):
+            self._rows_at_once //= 2
+            until = self._stepped(behind)
+            rows = rows.filter(pl.col("offset") < pl.col("partition").replace_strict(until, return_dtype=pl.Int64))
+        if due <= MOST_DUE // 4:
+            self._rows_at_once = min(CHUNK_ROWS, 2 * self._rows_at_once)
+        self.open.take(rows)
         self.positions.update(until)
         return until != behind
+
+    def _stepped(self, behind: Mapping[int, int]) -> dict[int, int]:
+        step = max(1, self._rows_at_once // len(behind))
+        return {number: min(end, self.positions.get(number, 0) + step) for number, end in behind.items()}
 
     # -- appending ---------------------------------------------------------------------------------------
     def append(self, until: datetime | None, *, positions_too: bool = False) -> WindowTally | None:
@@ -314,6 +335,12 @@ class WindowCut:
         self._committed_at = time.monotonic()
         self.table.tidy(set(rows[PARTITION_COLUMN].unique()))
         return version
+
+
+def _due_of(rows: pl.DataFrame) -> int:
+    """About how many windows these readings (``TAKEN_COLUMNS``) make due."""
+    touched = DEFAULT.touched(rows.filter(~pl.col("late")))
+    return touched.height - DEFAULT.windows_per_reading * touched["device_id"].n_unique()
 
 
 def fingerprint(topic_id: str, positions: Mapping[int, int]) -> int:
@@ -456,7 +483,7 @@ class WindowEngine:
             self._reached = dict(cut.positions)
             caught_up = self._has_all(cut)
             ending = self._stop.is_set() or (self._finish.is_set() and caught_up)
-            if ending or gap or time.monotonic() - looked >= self._every_s:
+            if ending or gap or cut.full or time.monotonic() - looked >= self._every_s:
                 looked = time.monotonic()
                 until = heard.until(cut.positions) if caught_up else None
                 self._append(cut, until, positions_too=ending)
@@ -495,6 +522,8 @@ class WindowEngine:
             if not cut.fits(batch):
                 return True
             cut.take(batch)
+            if cut.full:
+                break
         return False
 
     def _append(self, cut: WindowCut, until: datetime | None, *, positions_too: bool = False) -> None:

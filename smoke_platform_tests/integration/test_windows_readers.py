@@ -22,8 +22,7 @@ from smoke_platform.adapters.lake import READINGS, READINGS_COLUMNS, READINGS_SC
 from smoke_platform.adapters.windows import WINDOW_COLUMNS, WINDOWS, WindowTable, open_windows, stamped
 from smoke_platform.cli.main import root
 from smoke_platform.domain.readings import SENSOR_NAMES
-from smoke_platform.domain.window_emission import READING_COLUMNS
-from smoke_platform.domain.windows import STATISTICS, compute
+from smoke_platform.domain.windows import ROW_COLUMNS, STATISTICS, compute
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.windows import WINDOWS_SHAPE
 from smoke_platform_tests.integration.test_api import Served, serving
@@ -80,7 +79,7 @@ _KINDS = {"event_time": _TIME, "append_time": _TIME, "ingest_time": _TIME, "part
 def fill(lake: Lake, frame: pl.DataFrame, *, written_at: datetime | None = None) -> pl.DataFrame:
     """Puts readings into the lake, and the windows that are over on their device's clock."""
     lake.append(READINGS, pl.from_arrow(frame.to_arrow().cast(READINGS_SCHEMA)), ["event_date"])  # type: ignore[arg-type]
-    over = compute(frame.select(READING_COLUMNS)).filter(pl.col("window_end") <= frame["event_time"].max())
+    over = compute(frame.select(ROW_COLUMNS)).filter(pl.col("window_end") <= frame["event_time"].max())
     lake.create(WINDOWS, WINDOWS_SHAPE.schema, [WINDOWS_SHAPE.day], WINDOWS_SHAPE.configuration)
     lake.append(WINDOWS, stamped(over, written_at or now()))
     return over
@@ -250,7 +249,7 @@ def test_following_prints_each_window_as_it_is_appended(tmp_path: Path, settings
     lake = Lake(settings.lake)
     table = [
         stamped(
-            compute(readings(device, first=first_reading().replace(second=0), seconds=301).select(READING_COLUMNS)),
+            compute(readings(device, first=first_reading().replace(second=0), seconds=301).select(ROW_COLUMNS)),
             now(),
         )
         for device in ("a", "b")

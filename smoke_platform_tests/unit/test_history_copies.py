@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from smoke_platform.domain import history_words
-from smoke_platform.domain.history_copies import Copy
+from smoke_platform.domain.history_copies import Copy, confirmed
 from smoke_platform.domain.history_summary import ANCHOR_EVERY, FAMILIES, row_hashes, summarise
 from smoke_platform.domain.readings import SENSOR_NAMES
 from smoke_platform_tests.history_parts import MONDAY, history_of, landed, readings
@@ -114,3 +114,19 @@ def test_hashes_are_of_values() -> None:
     assert len(set(hashes.tolist())) == 3
     # Stored marks are compared with those of later versions, so these numbers must never change.
     assert row_hashes(np.array([[1.0, 2.5]])).tolist() == [14_429_178_806_595_484_934]
+
+
+def test_pieces_of_a_copy_that_was_found_are_not_counted_as_left() -> None:
+    """Or the report says that stretches were left although each is named, and people look for copies in vain."""
+    [copy] = copies_in(RECORDING, copy_of(RECORDING))
+    row = {
+        "first_source": copy.first_source,
+        "first_device": copy.first_device,
+        "copy_source": copy.copy_source,
+        "copy_device": copy.copy_device,
+        "copy_from": copy.copy_from,
+        "copy_to": copy.copy_to,
+    }
+    unknown = [{**row, "copy_device": name} for name in ("x", "y")]
+    likely = pl.DataFrame([row, row, unknown[0], row, *unknown, row])
+    assert confirmed(likely, lambda each: copy if each["copy_device"] == "copy" else None, 2) == ([copy], 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import polars as pl
 from hypothesis import HealthCheck, example, given, settings
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from smoke_platform.domain.readings import SENSOR_NAMES
 from smoke_platform.domain.window_emission import (
     APPENDED,
-    READING_COLUMNS,
     TAKEN_COLUMNS,
     OpenWindows,
     first_open,
@@ -21,7 +21,7 @@ from smoke_platform.domain.window_emission import (
     summary_of,
     within,
 )
-from smoke_platform.domain.windows import WindowSpec, compute
+from smoke_platform.domain.windows import ROW_COLUMNS, WindowSpec, compute
 from smoke_platform_tests import window_oracle
 
 START = datetime(2026, 11, 1, 10, tzinfo=UTC)
@@ -105,7 +105,7 @@ class Lake:
 
     # -- window_emission.Past
     def rows(self, spans: pl.DataFrame) -> pl.DataFrame:
-        return self.readings.head(self.taken).filter(~pl.col("late")).select(*READING_COLUMNS, "ingest_time")
+        return self.readings.head(self.taken).filter(~pl.col("late")).select(*ROW_COLUMNS, "ingest_time")
 
     def appended(self, since: pl.DataFrame) -> pl.DataFrame:
         if not self.table:
@@ -151,7 +151,7 @@ class Lake:
         summary = summary_of(rows.lazy()).collect()
         live = rows.filter(~pl.col("late")).join(summary, on="device_id")
         live = live.filter(pl.col("event_time") >= first_open(pl.col("clock")))
-        self.open.restore(summary, live.select(*READING_COLUMNS, "ingest_time"))
+        self.open.restore(summary, live.select(*ROW_COLUMNS, "ingest_time"))
 
     def windows(self) -> pl.DataFrame:
         """The table by highest revision."""
@@ -301,6 +301,52 @@ def test_spans_of_a_device_are_put_together_and_those_of_others_are_not() -> Non
     assert merged(spans.clear()).is_empty()
 
 
+_PLACES = st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 60))
+
+
+@given(st.lists(_PLACES, max_size=30), st.lists(st.tuples(_PLACES, st.integers(1, 20)), max_size=8))
+def test_rows_are_in_the_spans_that_hold_them(rows: list[tuple[str, int]], spans: list[tuple[Any, int]]) -> None:
+    """A correction would be computed from some of its readings, or from some of them twice."""
+    frame = pl.DataFrame(
+        [(device, at(second)) for device, second in rows],
+        schema={"device_id": pl.String, "event_time": _TIME},
+        orient="row",
+    )
+    asked = pl.DataFrame(
+        [(device, at(begin), at(begin + length)) for (device, begin), length in spans],
+        schema={"device_id": pl.String, "begin": _TIME, "end": _TIME},
+        orient="row",
+    )
+    held = [
+        (device, at(second))
+        for device, second in rows
+        if any(device == other and begin <= second < begin + length for (other, begin), length in spans)
+    ]
+    assert sorted(within(frame, merged(asked)).rows()) == sorted(held)
+
+
+def test_no_more_windows_are_surely_due_than_are_due() -> None:
+    """Or the engine looks for windows to append where none is due, again and again, and takes nothing in between."""
+    opened = OpenWindows(_Nothing())
+    for first in range(0, 3_600, 400):
+        opened.take(landed([Sent(device, 0, second) for second in range(first, first + 400, 40) for device in "ab"]))
+        due = opened.due().height
+        assert due - 2 * 5 <= opened.surely_due <= due
+    assert opened.surely_due > 100
+    opened.settle(opened.due())
+    assert opened.surely_due == 0
+
+
+class _Nothing:
+    """A past in which there was nothing."""
+
+    def rows(self, _spans: pl.DataFrame) -> pl.DataFrame:
+        raise AssertionError("nothing has to be read again")
+
+    def appended(self, _since: pl.DataFrame) -> pl.DataFrame:
+        return pl.DataFrame(schema=dict(APPENDED))
+
+
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20), st.sampled_from([(300, 60), (300, 5), (60, 60)]))
 def test_windows_touched_are_those_of_the_definition(seconds: list[int], shape: tuple[int, int]) -> None:
     """Two notions of which windows hold a reading would leave windows that no row is ever appended for."""
@@ -313,7 +359,7 @@ def test_windows_touched_are_those_of_the_definition(seconds: list[int], shape: 
     assert counted.select("device_id", "window_start").equals(expected)
     assert counted["revision"].sum() == len(seconds) * spec.windows_per_reading
     firsts = rows.select(first=first_open(pl.col("event_time"), spec))["first"].to_list()
-    assert firsts == [spec.open_from(at(second)) for second in seconds]
+    assert firsts == [min(window_oracle.starts(at(second), spec.length, spec.slide)) for second in seconds]
 
 
 def test_memory_is_bounded_by_devices_and_windows_however_long_it_runs() -> None:
