@@ -169,10 +169,11 @@ def sql_condition(values: Mapping[str, Any]) -> str:
     >>> sql_condition({"event_date": date(2022, 6, 9), "source": "o'hara"})
     "event_date = '2022-06-09' AND source = 'o''hara'"
     """
-    return " AND ".join(f"{column} = {_sql_literal(value)}" for column, value in values.items())
+    return " AND ".join(f"{column} = {sql_literal(value)}" for column, value in values.items())
 
 
-def _sql_literal(value: Any) -> str:
+def sql_literal(value: Any) -> str:
+    """A value of such a type, or a moment, as SQL has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):

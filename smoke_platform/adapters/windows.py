@@ -7,7 +7,7 @@ appended (``domain.window_emission``), writing (``streaming.windows``), words fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
@@ -42,7 +42,11 @@ INDEXED = ("device_id", "window_start", "window_end", "revision", "last_event_ti
 
 #: A device that landed anything within this time is one that reports: it has an open window.
 LIVE = timedelta(minutes=5)
-#: Days of event time that are looked through at first for a device's newest windows; then twice as many, and so on.
+#: What ``conspicuous`` looks at.
+LEVEL_COLUMNS = (*WINDOW_KEY, "window_end", "revision", "level", "level_sensor")
+#: Which rows of the table are wanted is asked by these first: all columns of a day of a fleet do not fit into memory.
+_KEYS = (*WINDOW_KEY, "revision")
+#: Days of event time that are looked through at first for the newest windows; then twice as many, and so on.
 _FIRST_DAYS = 2
 #: The level of a mean from which on a window is worth naming: HIGH.
 CONSPICUOUS = 3
@@ -60,9 +64,13 @@ def stamped(rows: pl.DataFrame, moment: datetime) -> pl.DataFrame:
     return rows.with_columns(pl.lit(moment).cast(_TIME).alias(WRITTEN_AT)).select(list(WINDOW_COLUMNS))
 
 
-def _typed(rows: pl.LazyFrame) -> pl.LazyFrame:
+def _typed(rows: pl.LazyFrame, columns: Collection[str] = tuple(WINDOW_COLUMNS)) -> pl.LazyFrame:
     # Delta knows no unsigned numbers: what is stored as one comes back with a sign.
-    return rows.select(pl.col(name).cast(kind) for name, kind in WINDOW_COLUMNS.items())
+    return rows.select(pl.col(name).cast(WINDOW_COLUMNS[name]) for name in columns)
+
+
+def _none(columns: Collection[str] = tuple(WINDOW_COLUMNS)) -> pl.DataFrame:
+    return pl.DataFrame(schema={name: WINDOW_COLUMNS[name] for name in columns})
 
 
 # -- reading windows -------------------------------------------------------------------------------------
@@ -90,24 +98,95 @@ class WindowTable:
         Returns:
             Columns of ``WINDOW_COLUMNS``.
         """
-        if not self.exists():
-            return pl.DataFrame(schema=WINDOW_COLUMNS)
-        table = self._lake.open(WINDOWS)
-        mine = _between(pl.scan_delta(table), since, until).filter(pl.col("device_id") == device_id)
         if limit is not None:
-            starts = _newest_starts(mine, _days(table), limit)
-            if starts.is_empty():
-                return pl.DataFrame(schema=WINDOW_COLUMNS)
-            mine = _between(mine, starts.min(), None)  # type: ignore[arg-type] # of a time column
-        newest = latest(mine).sort("window_start", descending=True)
-        return _typed(newest if limit is None else newest.head(limit)).collect()
-
-    def between(self, since: datetime | None, until: datetime | None) -> pl.DataFrame:
-        """The windows of all devices that start at ``since`` or later and before ``until``, by time and device."""
+            return self.newest(since, until, limit, device_id)
         if not self.exists():
-            return pl.DataFrame(schema=WINDOW_COLUMNS)
+            return _none()
+        mine = _between(self._lake.scan(WINDOWS), since, until).filter(pl.col("device_id") == device_id)
+        return _typed(latest(mine).sort("window_start", descending=True)).collect()
+
+    def newest(
+        self, since: datetime | None, until: datetime | None, limit: int, device_id: str | None = None
+    ) -> pl.DataFrame:
+        """The newest windows that start at ``since`` or later and before ``until``: newest first, then by device.
+
+        Args:
+            limit: so many of them at most.
+            device_id: of this device alone.
+        """
+        if not self.exists():
+            return _none()
+        table = self._lake.open(WINDOWS)
+        rows = _between(pl.scan_delta(table), since, until)
+        if device_id is not None:
+            rows = rows.filter(pl.col("device_id") == device_id)
+        return self.rows_of(_newest_keys(rows, _days(table), limit))
+
+    def newest_of_each(self, since: datetime | None, limit: int) -> pl.DataFrame:
+        """The newest window of each device that got one written after ``since``, by device; of ``limit`` devices."""
+        keys = self.written_after(since, _KEYS)
+        newest = keys.sort("window_start", "revision").unique("device_id", keep="last")
+        return self.rows_of(newest.sort("device_id").head(limit)).sort("device_id")
+
+    def rows_of(self, keys: pl.DataFrame) -> pl.DataFrame:
+        """The rows of these windows: newest first, then by device.
+
+        Args:
+            keys: device_id, window_start, revision; no more of them than fit into memory with all their columns.
+        """
+        if keys.is_empty():
+            return _none()
+        days = keys["window_start"].dt.date().unique()
+        candidates = self._lake.scan(WINDOWS).filter(
+            pl.col(PARTITION_COLUMN).is_in(days.implode()),
+            pl.col("window_start").is_between(keys["window_start"].min(), keys["window_start"].max()),
+            pl.col("device_id").is_in(keys["device_id"].unique().implode()),
+        )
+        rows = _typed(candidates).join(keys.lazy(), on=list(_KEYS), how="semi")
+        # Streaming: the candidates may be many more than the rows, such as where the newest windows are years apart.
+        found = rows.collect(engine="streaming").unique(WINDOW_KEY, keep="any")
+        return found.sort("window_start", "device_id", descending=[True, False])
+
+    def between(
+        self,
+        since: datetime | None,
+        until: datetime | None,
+        columns: Collection[str] = tuple(WINDOW_COLUMNS),
+        devices: tuple[str, str] | None = None,
+    ) -> pl.DataFrame:
+        """The windows of all devices that start at ``since`` or later and before ``until``, by time and device.
+
+        With all its columns a day of a hundred devices takes a gigabyte: ask for few, or for little time.
+
+        Args:
+            columns: those of ``WINDOW_COLUMNS`` that are wanted.
+            devices: of the devices from the first to the last of these, by name.
+        """
+        if not self.exists():
+            return _none(columns)
         rows = _between(self._lake.scan(WINDOWS), since, until)
-        return _typed(latest(rows).sort("window_start", "device_id")).collect()
+        if devices is not None:
+            rows = rows.filter(_named_between(*devices))
+        return _typed(latest(rows.select({*columns, *_KEYS})).sort("window_start", "device_id"), columns).collect()
+
+    def revisions(
+        self, starts: Collection[datetime], columns: Collection[str], device_id: str | None = None
+    ) -> pl.DataFrame:
+        """The rows, of all revisions, of the windows with these starts: of all devices, or of one.
+
+        Args:
+            columns: those of ``WINDOW_COLUMNS`` that are wanted.
+        """
+        if not (starts and self.exists()):
+            return _none(columns)
+        rows = self._lake.scan(WINDOWS).filter(
+            pl.col(PARTITION_COLUMN).is_in({start.astimezone(UTC).date() for start in starts}),
+            pl.col("window_start").is_between(min(starts), max(starts)),
+            pl.col("window_start").is_in(pl.Series(sorted(starts), dtype=_TIME).implode()),
+        )
+        if device_id is not None:
+            rows = rows.filter(pl.col("device_id") == device_id)
+        return _typed(rows, columns).collect()
 
     def knows(self, device_id: str) -> bool:
         """Whether the device has any window."""
@@ -116,14 +195,27 @@ class WindowTable:
         rows = self._lake.scan(WINDOWS).filter(pl.col("device_id") == device_id)
         return not rows.select("device_id").head(1).collect().is_empty()
 
-    def written_after(self, moment: datetime | None) -> pl.DataFrame:
-        """The rows, of all revisions, that were written after ``moment``, in the order of writing."""
+    def written_after(
+        self,
+        moment: datetime | None,
+        columns: Collection[str] = tuple(WINDOW_COLUMNS),
+        device_id: str | None = None,
+    ) -> pl.DataFrame:
+        """The rows, of all revisions, that were written after ``moment``, in the order of writing.
+
+        Args:
+            columns: those of ``WINDOW_COLUMNS`` that are wanted; ten minutes of a fleet are large with all of them.
+            device_id: of this device alone.
+        """
         if not self.exists():
-            return pl.DataFrame(schema=WINDOW_COLUMNS)
+            return _none(columns)
         rows = self._lake.scan(WINDOWS)
         if moment is not None:
             rows = rows.filter(pl.col(WRITTEN_AT) > moment)
-        return _typed(rows.sort(WRITTEN_AT, "window_start", "device_id")).collect()
+        if device_id is not None:
+            rows = rows.filter(pl.col("device_id") == device_id)
+        needed = {*columns, WRITTEN_AT, *WINDOW_KEY}
+        return _typed(rows.select(needed).sort(WRITTEN_AT, *reversed(WINDOW_KEY)), columns).collect()
 
     def last_written(self) -> datetime | None:
         """When the newest row was written, ``None`` where there is none."""
@@ -139,6 +231,9 @@ class WindowTable:
 
 def conspicuous(rows: pl.DataFrame, least: int = CONSPICUOUS) -> pl.DataFrame:
     """The devices whose newest window among the rows has a mean at level ``least`` or beyond, the worst first.
+
+    Args:
+        rows: ``LEVEL_COLUMNS``.
 
     Returns:
         Columns device_id, window_start, window_end, level, level_sensor.
@@ -156,23 +251,33 @@ def _between(rows: pl.LazyFrame, since: datetime | None, until: datetime | None)
     return rows
 
 
+def _named_between(first: str, last: str) -> pl.Expr:
+    return pl.col("device_id").is_between(pl.lit(first), pl.lit(last))
+
+
 def _days(table: DeltaTable) -> list[date]:
     """The days that the table has rows of, the newest first."""
     return sorted({date.fromisoformat(str(part[PARTITION_COLUMN])) for part in table.partitions()}, reverse=True)
 
 
-def _newest_starts(rows: pl.LazyFrame, days: list[date], limit: int) -> pl.Series:
-    """The starts of the newest windows, at most ``limit`` of them: day after day backwards, until there are enough."""
-    found = pl.Series("window_start", [], dtype=_TIME)
+def _newest_keys(rows: pl.LazyFrame, days: list[date], limit: int) -> pl.DataFrame:
+    """``_KEYS`` of the newest windows, at most ``limit``: day after day backwards, until there are enough."""
+    found = [_none(_KEYS)]
+    missing = limit
     first, count = 0, _FIRST_DAYS
-    while first < len(days) and len(found) < limit:
+    while first < len(days) and missing > 0:
         span = days[first : first + count]
-        more = (
-            rows.filter(pl.col(PARTITION_COLUMN).is_between(span[-1], span[0])).select("window_start").unique()
-        ).collect()
-        found = pl.concat([found, more.to_series()])
+        some = rows.filter(pl.col(PARTITION_COLUMN).is_between(span[-1], span[0]))
+        starts = some.group_by("window_start").len().collect(engine="streaming").sort("window_start", descending=True)
+        while not starts.is_empty() and missing > 0:
+            # These hold as many rows as windows are missing; of a corrected one there are several, so look again.
+            taken = starts.filter(pl.col("len").cum_sum() - pl.col("len") < missing)["window_start"]
+            newest = latest(some.filter(pl.col("window_start").is_between(taken.min(), taken.max())).select(_KEYS))
+            found.append(_typed(newest.sort("window_start", "device_id", descending=[True, False]), _KEYS).collect())
+            missing -= found[-1].height
+            starts = starts.slice(len(taken))
         first, count = first + count, count * 2
-    return found.top_k(min(limit, len(found)))
+    return pl.concat(found).head(limit)
 
 
 # -- the window that is open -----------------------------------------------------------------------------
@@ -352,13 +457,20 @@ class TakenReadings:
         )
         return summary, rows
 
-    def at(self, begin: datetime, end: datetime) -> pl.DataFrame:
-        """The readings of all devices that were taken and are not late, by event time; columns ``ROW_COLUMNS``."""
-        return self._at(begin, end).select(ROW_COLUMNS).collect()
+    def at(self, begin: datetime, end: datetime, devices: tuple[str, str] | None = None) -> pl.DataFrame:
+        """The readings that were taken and are not late, by event time; columns ``ROW_COLUMNS``.
 
-    def count(self, begin: datetime, end: datetime) -> int:
-        """How many readings ``at`` would give."""
-        return int(self._at(begin, end).select(pl.len()).collect().item())
+        Args:
+            devices: of the devices from the first to the last of these, by name; ``None``: of all.
+        """
+        rows = self._at(begin, end)
+        if devices is not None:
+            rows = rows.filter(_named_between(*devices))
+        return rows.select(ROW_COLUMNS).collect()
+
+    def counts(self, begin: datetime, end: datetime, by: pl.Expr) -> pl.DataFrame:
+        """How many of the readings that ``at`` would give there are of each ``by``, in its order: columns by, len."""
+        return self._at(begin, end).group_by(by.alias("by")).len().collect(engine="streaming").sort("by")
 
     def _at(self, begin: datetime, end: datetime) -> pl.LazyFrame:
         return pl.scan_delta(self._readings).filter(

@@ -27,7 +27,7 @@ from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.orchestration import landing as orchestration
 from smoke_platform.orchestration import names
 from smoke_platform.settings import Settings
-from smoke_platform.streaming import landing
+from smoke_platform.streaming import landing, windows_rebuild
 from smoke_platform.streaming import windows as engine
 from smoke_platform.streaming.landing import Fenced, LandedTable, Landing, LandingReport, committed_positions
 from smoke_platform.streaming.windows import (
@@ -405,6 +405,48 @@ def test_a_rebuild_appends_what_is_missing_and_nothing_else(platform: Settings) 
     produce(platform, stream(3, range(1000, 1200)))
     land(platform)
     check(platform)
+
+
+def test_a_rebuild_holds_a_piece_of_the_day_at_once(platform: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A day of a thousand devices takes thirty gigabytes at once, and the machine that lands has none of them left."""
+    produce(platform, stream(4, range(0, 4000, 4), device="it's hall/<"))
+    land(platform)
+    day = START.date()
+    lake = Lake(platform.lake)
+    lake.open(WINDOWS).delete("device_id = 'it''s hall/<1'")
+    lake.open(WINDOWS).update({"temperature_c_mean": "0.0"}, predicate="device_id >= 'it''s hall/<2'")
+    held: list[tuple[int, int]] = []
+
+    def computed(taken: pl.DataFrame, *arguments: Any, **named: Any) -> pl.DataFrame:
+        held.append((taken.height, named["windows"].height))
+        return compute(taken, *arguments, **named)
+
+    read: list[int] = []
+    for name in ("rows_of", "between"):
+        monkeypatch.setattr(WindowTable, name, _sized(getattr(WindowTable, name), read))
+    monkeypatch.setattr(windows_rebuild, "compute", computed)
+    monkeypatch.setattr(windows_rebuild, "_ROWS_AT_ONCE", 500)
+    (found,) = rebuild(platform, day, day, replace=True)
+    assert (found.windows, found.beyond) == (4 * 66, 0)
+    assert (found.appended, found.differing, found.replaced) == (66, 132, 132)
+    assert sum(windows for _, windows in held) == found.windows
+    # A device's ten minutes are 210 readings and count 310 with their windows.
+    assert max(taken + 10 * windows for taken, windows in held) <= 500 + 310
+    assert max(read) <= max(windows for _, windows in held) < found.windows // 4
+    monkeypatch.undo()
+    check(platform)
+    assert rebuild(platform, day, day)[0].appended == 0
+
+
+def _sized(method: Callable[..., pl.DataFrame], heights: list[int]) -> Callable[..., pl.DataFrame]:
+    """The method, which notes how many rows it gave."""
+
+    def called(*arguments: Any, **named: Any) -> pl.DataFrame:
+        found = method(*arguments, **named)
+        heights.append(found.height)
+        return found
+
+    return called
 
 
 def test_what_waits_for_the_windows_is_told(platform: Settings) -> None:
