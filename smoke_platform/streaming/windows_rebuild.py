@@ -119,6 +119,9 @@ def _cut(settings: Settings, lake: Lake) -> WindowCut:
     cut = WindowCut(settings, facts, lambda: intervals_of(lake), lambda: datetime.now(UTC))
     if not cut.others_are_done():
         raise SmokeError(f"topic {settings.topic_readings} was made anew, and what landed before is not done", remedy)
+    behind = sum(max(0, end - cut.positions.get(number, 0)) for number, end in cut.landed().items())
+    if behind:
+        raise SmokeError(f"{behind:,} readings have landed that the windows do not reflect yet", remedy)
     return cut
 
 

@@ -19,6 +19,7 @@ from smoke_platform.adapters.kafka_bulk import TopicWatcher
 from smoke_platform.adapters.lake import READINGS, Lake
 from smoke_platform.adapters.lease import probe
 from smoke_platform.adapters.windows import WINDOW_KEY, WINDOWS, WindowTable
+from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.lake_records import RECORD_TABLES
 from smoke_platform.domain.landing import CompactionPlan
 from smoke_platform.domain.readings import Reading, Source
@@ -447,6 +448,19 @@ def _sized(method: Callable[..., pl.DataFrame], heights: list[int]) -> Callable[
         return found
 
     return called
+
+
+def test_a_rebuild_waits_for_readings_that_the_windows_do_not_reflect(platform: Settings) -> None:
+    """`0 windows, 0 appended` of a day whose readings were not taken yet reads as if there were nothing to mend."""
+    produce(platform, stream(2, range(400)))
+    land(platform)
+    produce(platform, stream(2, range(400, 800)))
+    Landing(platform, "without windows", once=True).run()
+    with pytest.raises(SmokeError, match="800 readings have landed that the windows do not reflect yet") as refused:
+        rebuild(platform, START.date(), START.date())
+    assert "let landing run" in refused.value.remedy
+    land(platform)
+    assert rebuild(platform, START.date(), START.date())[0].appended == 0
 
 
 def test_what_waits_for_the_windows_is_told(platform: Settings) -> None:
