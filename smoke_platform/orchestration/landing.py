@@ -20,7 +20,7 @@ import dagster as dg
 from smoke_platform.adapters.kafka_bulk import KafkaUnreachable
 from smoke_platform.adapters.lake import Lake
 from smoke_platform.adapters.lease import Beat, LeaseHeld, LeaseState, kill_holder, probe
-from smoke_platform.adapters.windows import WindowTable, conspicuous
+from smoke_platform.adapters.windows import LEVEL_COLUMNS, WindowTable, conspicuous
 from smoke_platform.domain.alarms import Severity
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.lake_records import RECORD_TABLES
@@ -399,7 +399,7 @@ class _Levels:
 
     def have_changed(self) -> bool:
         """Looks at the table; says whether it is other devices, or other levels, than were told last."""
-        found = conspicuous(self._table.written_after(datetime.now(UTC) - LEVELS_WITHIN))
+        found = conspicuous(self._table.written_after(datetime.now(UTC) - LEVELS_WITHIN, LEVEL_COLUMNS))
         self._found = found.to_dicts()
         standing = {(row["device_id"], row["level"]) for row in self._found}
         changed = standing != (self._told or set())

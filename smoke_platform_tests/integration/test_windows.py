@@ -463,6 +463,25 @@ def test_a_rebuild_waits_for_readings_that_the_windows_do_not_reflect(platform: 
     assert rebuild(platform, START.date(), START.date())[0].appended == 0
 
 
+def test_levels_are_looked_up_in_few_columns(platform: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every thirty seconds of landing: with all columns a fleet's ten minutes take more memory than its readings."""
+    produce(platform, [reading("hot", second, 60.0) for second in range(400)])
+    land(platform)
+    widths: list[int] = []
+    original = WindowTable.written_after
+
+    def read(table: WindowTable, *arguments: Any) -> pl.DataFrame:
+        found = original(table, *arguments)
+        widths.append(found.width)
+        return found
+
+    monkeypatch.setattr(WindowTable, "written_after", read)
+    levels = orchestration._Levels(platform)
+    assert levels.have_changed()
+    assert levels.result().metadata["devices"].value == 1
+    assert max(widths) <= 6
+
+
 def test_what_waits_for_the_windows_is_told(platform: Settings) -> None:
     """Without it nobody would start a run to end the windows of devices that fell silent."""
     standing = WindowsProbe(platform)
