@@ -58,6 +58,8 @@ def windows(ctx: click.Context, follow: bool, device_id: str | None, as_json: bo
             raise click.UsageError("--follow, --device and --json before a command belong to `smoke windows --follow`")
         return
     if not follow:
+        if device_id or as_json:
+            raise click.UsageError("--device and --json need --follow, or a command such as `smoke windows list`")
         click.echo(ctx.get_help())
         return
     stop = threading.Event()
@@ -137,24 +139,48 @@ def list_windows(
     since, until = _utc(since), _utc(until)
     if device_id is not None:
         found = table.of_device(device_id, since, until, limit)
-        if with_open and until is None:
-            growing = open_windows(lake, device_id, now=datetime.now(UTC), intervals_s=intervals_of(lake))
+        if with_open:
+            growing = open_windows(lake, device_id, now=datetime.now(UTC), intervals_s=intervals_of(lake)).filter(
+                pl.lit(value=True) if since is None else pl.col("window_start") >= since,
+                pl.lit(value=True) if until is None else pl.col("window_start") < until,
+            )
             growing = growing.with_columns(pl.lit(None, found.schema[WRITTEN_AT]).alias(WRITTEN_AT))
             found = pl.concat([growing, found]).unique(["device_id", "window_start"], keep="first", maintain_order=True)
     elif since is not None or until is not None:
-        found = table.between(since, until).sort("window_start", "device_id", descending=[True, False])
+        found = table.newest(since, until, limit)
     else:
         last = table.last_written()
-        lately = table.written_after(last - LATELY) if last is not None else table.written_after(None)
-        found = lately.sort("window_start", "revision").unique("device_id", keep="last").sort("device_id")
+        found = table.newest_of_each(last - LATELY if last is not None else None, limit)
     found = found.head(limit)
     if as_json:
         click.echo(json.dumps([_document(row) for row in found.to_dicts()], indent=2))
         return
     if found.is_empty():
-        click.echo("No windows. The first of a device is over five minutes after its first reading.")
+        click.echo(_nothing(device_id, since, until, known=device_id is None or table.knows(device_id)))
         return
     Console().print(_table(found, device_id))
+
+
+def _nothing(device_id: str | None, since: datetime | None, until: datetime | None, *, known: bool) -> str:
+    """Why there is nothing to be listed: which option matched nothing.
+
+    Args:
+        known: whether the device has any window.
+    """
+    if device_id is not None and not known:
+        return (
+            f"No window of a device {printable(device_id)!r}. `smoke windows list` names those that got one lately; "
+            "the first of a device is over five minutes after its first reading."
+        )
+    bounds = [
+        f"{words} {moment:%Y-%m-%d %H:%M:%S} UTC"
+        for words, moment in (("at or after", since), ("before", until))
+        if moment is not None
+    ]
+    if bounds:
+        owner = "" if device_id is None else f" of {printable(device_id)}"
+        return f"No window{owner} starts {' and '.join(bounds)}."
+    return "No windows. The first of a device is over five minutes after its first reading."
 
 
 def _table(rows: pl.DataFrame, device_id: str | None) -> Table:

@@ -243,6 +243,66 @@ def test_the_command_lists_what_the_api_answers(api: Served) -> None:
     assert {each["device_id"] for each in json.loads(_smoke(api, "list", "--since", since, "--json"))} == {"attic", ODD}
 
 
+def test_the_newest_windows_are_found_by_few_columns(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty windows since this morning took half a gigabyte: the day of all devices with all columns."""
+    collected: list[tuple[int, int]] = []
+    original = pl.LazyFrame.collect
+
+    def collect(lazy: pl.LazyFrame, *arguments: Any, **named: Any) -> Any:
+        found = original(lazy, *arguments, **named)
+        collected.append(found.shape)
+        return found
+
+    table = WindowTable(Lake(api.settings.lake))
+    since = now() - timedelta(hours=3)
+    every = table.between(since, None).sort("window_start", "device_id", descending=[True, False])
+    monkeypatch.setattr(pl.LazyFrame, "collect", collect)
+    found = json.loads(_smoke(api, "list", "--since", since.strftime("%Y-%m-%dT%H:%M"), "--limit", "7", "--json"))
+    monkeypatch.undo()
+    assert [(each["device_id"], each["window_start"]) for each in found] == [
+        (device_id, start.isoformat()) for device_id, start in every.head(7).select("device_id", "window_start").rows()
+    ]
+    assert every.height > 40
+    assert max(height for height, width in collected if width > 3) <= 7
+    # Keys are looked up of so many windows as are wanted, and of the others of the last minute.
+    assert max(height for height, width in collected if width == 3) <= 7 + 2
+    # Revisions are no windows: with the two of one of the attic's there must be as many as were asked for.
+    assert table.newest(since, None, 9).equals(every.head(9))
+    assert table.newest(None, None, 1000).height == table.between(None, None).height
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("--device", "nobody"), "No window of a device 'nobody'."),
+        (
+            ("--device", "attic", "--since", "2035-01-02"),
+            "No window of attic starts at or after 2035-01-02 00:00:00 UTC.",
+        ),
+        (("--since", "2035-01-02", "--until", "2036-01-02"), "and before 2036-01-02 00:00:00 UTC."),
+    ],
+)
+def test_a_list_of_nothing_names_the_option_that_matched_nothing(
+    api: Served, arguments: tuple[str, ...], expected: str
+) -> None:
+    """Who mistypes a device waits five minutes for its first window; an open window is not of next year."""
+    assert expected in _smoke(api, "list", *arguments)
+
+
+def test_the_open_window_is_listed_where_its_start_is_asked_for(api: Served) -> None:
+    """The same question gets the same windows from the API and from the command."""
+    until = (now() + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M")
+    found = json.loads(_smoke(api, "list", "--device", "attic", "--until", until, "--limit", "2", "--json"))
+    assert [each["open"] for each in found] == [True, False]
+
+
+def test_a_device_alone_is_refused(api: Served) -> None:
+    """Help and success, where windows of a device were wanted, end a script as if it had got them."""
+    result = CliRunner().invoke(root, ["windows", "--device", "attic"], env=api.settings.environment())
+    assert result.exit_code == 2
+    assert "--follow" in result.output
+
+
 def test_following_prints_each_window_as_it_is_appended(tmp_path: Path, settings_for: Callable[..., Settings]) -> None:
     """The line that a person watches: of one device or of all, once for each window, and when it is corrected."""
     settings = settings_for(tmp_path)
