@@ -10,11 +10,12 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
+from time import monotonic
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import polars as pl
@@ -26,8 +27,18 @@ from smoke_platform.domain.alarm_words import printable
 from smoke_platform.domain.alarms import Severity
 from smoke_platform.settings import load_settings
 
+if TYPE_CHECKING:
+    from smoke_platform.adapters.windows import WindowTable
+
 #: How often the table is looked at for new windows.
 FOLLOW_S = 0.5
+#: The line of a window over all devices waits until none has got it for so many looks of the engine, ...
+QUIET_LOOKS = 2
+#: ... and no longer than this after the first: devices that report once a minute end it all through a minute.
+LONGEST_WAIT_S = 60.0
+#: So many windows over all devices are read at once, and the lines of so many are remembered.
+WINDOWS_AT_ONCE = 100
+LINES_REMEMBERED = 10_000
 #: Without a device and a time: the devices that got a window within so long before the newest one.
 LATELY = timedelta(minutes=10)
 
@@ -40,7 +51,7 @@ _DAY = click.DateTime(["%Y-%m-%d"])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
-@click.option("-f", "--follow", is_flag=True, help="Print each window as it is appended, until Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Print a line for each window from now on, until Ctrl-C.")
 @device_option
 @json_option
 @click.pass_context
@@ -52,6 +63,9 @@ def windows(ctx: click.Context, follow: bool, device_id: str | None, as_json: bo
       smoke windows --follow                   one line for each window over all devices
       smoke windows --follow --device hall-3   one line for each window of a device
       smoke windows list --device hall-3       its newest windows
+
+    A line over all devices waits for those that end the window some seconds later. Where one comes later still, or is
+    corrected, the line is printed again, marked "(updated)"; a corrected window of one device is marked "Corrected".
     """
     if ctx.invoked_subcommand is not None:
         if follow or device_id or as_json:
@@ -77,40 +91,107 @@ def windows(ctx: click.Context, follow: bool, device_id: str | None, as_json: bo
 def _lines(device_id: str | None, stop: threading.Event, *, as_json: bool) -> Iterator[str]:
     """A line for each window that is appended from now on: of the device, or over all devices."""
     from smoke_platform.adapters.lake import Lake
-    from smoke_platform.adapters.windows import WINDOW_KEY, WRITTEN_AT, WindowTable
-    from smoke_platform.domain.window_words import summary_line, window_line
+    from smoke_platform.adapters.windows import WINDOW_COLUMNS, WINDOW_KEY, WRITTEN_AT, WindowTable
+    from smoke_platform.domain.window_words import COLUMNS
 
-    table = WindowTable(Lake(load_settings().lake))
+    settings = load_settings()
+    table = WindowTable(Lake(settings.lake))
     last = table.last_written() or datetime.now(UTC)
-    version = table.version()
-    seen: set[tuple[str, datetime]] = set()
-    click.echo("Following; the next window comes within a minute of readings. Ctrl-C ends it.", err=True)
+    overall = _Summaries(table, last, QUIET_LOOKS * settings.window_seconds)
+    one = _OfDevice(table)
+    columns: Collection[str] = (*WINDOW_KEY, WRITTEN_AT)
+    if as_json:
+        columns = WINDOW_COLUMNS
+    elif device_id is not None:
+        columns = (*COLUMNS, WRITTEN_AT)
+    version: int | None = None
+    click.echo("Following; a line comes within two minutes of readings. Ctrl-C ends it.", err=True)
     while not stop.wait(FOLLOW_S):
         newest = table.version()
-        if newest == version:
-            continue
-        version = newest
-        rows = table.written_after(last)
-        if rows.is_empty():
-            continue
-        written = rows[WRITTEN_AT].max()
-        assert isinstance(written, datetime)  # noqa: S101 - of a time column that is not empty
-        last = written
-        if device_id is not None:
-            rows = rows.filter(pl.col("device_id") == device_id)
-        rows = rows.sort("window_start", "device_id", "revision")
-        if as_json:
-            yield from (json.dumps(_document(row)) for row in rows.to_dicts())
-        elif device_id is not None:
-            for row in rows.to_dicts():
-                key = (row["device_id"], row["window_start"])
-                yield window_line(row) + (", Corrected" if key in seen else "")
-                seen.add(key)
-        else:
-            for _, same in rows.unique(WINDOW_KEY, keep="last", maintain_order=True).group_by(
-                "window_start", maintain_order=True
-            ):
-                yield summary_line(same)
+        if newest != version:
+            version = newest
+            rows = table.written_after(last, columns, device_id)
+            written = rows[WRITTEN_AT].max()
+            if isinstance(written, datetime):
+                last = written
+            order = ("window_start", "device_id", "revision")
+            if as_json:
+                yield from (json.dumps(_document(row)) for row in rows.sort(order).to_dicts())
+            elif device_id is not None:
+                yield from one.lines(device_id, rows.sort(order))
+            else:
+                overall.touch(rows["window_start"].unique().to_list(), monotonic())
+        yield from overall.lines(monotonic())
+
+
+class _OfDevice:
+    """The lines of one device's windows."""
+
+    def __init__(self, table: WindowTable) -> None:
+        self._table = table
+        self._printed: set[datetime] = set()
+
+    def lines(self, device_id: str, rows: pl.DataFrame) -> Iterator[str]:
+        """The lines of these rows; a window that has been in the table before is marked as corrected."""
+        from smoke_platform.domain.window_words import window_line
+
+        known = self._table.revisions(rows["window_start"].unique().to_list(), ("window_start", "revision"), device_id)
+        first = dict(known.group_by("window_start").agg(pl.col("revision").min()).iter_rows())
+        for row in rows.to_dicts():
+            start = row["window_start"]
+            corrected = start in self._printed or row["revision"] > first.get(start, row["revision"])
+            self._printed.add(start)
+            yield window_line(row) + (", Corrected" if corrected else "")
+
+
+class _Summaries:
+    """The lines of windows over all their devices, which end a window at different seconds, in several commits.
+
+    Args:
+        began: what was written until then is known already.
+        quiet_s: a line waits until its window has got nothing for so long.
+    """
+
+    def __init__(self, table: WindowTable, began: datetime, quiet_s: float) -> None:
+        self._table = table
+        self._began = began
+        self._quiet_s = quiet_s
+        #: Start of a window whose line waits -> when it was touched first and last.
+        self._waiting: dict[datetime, tuple[float, float]] = {}
+        self._printed: dict[datetime, str] = {}
+
+    def touch(self, starts: Collection[datetime], now: float) -> None:
+        """Notes that rows of these windows were written."""
+        for start in starts:
+            self._waiting[start] = (self._waiting.get(start, (now, now))[0], now)
+
+    def lines(self, now: float) -> Iterator[str]:
+        """The lines that have waited long enough, by time, without those that say what they said before."""
+        due = sorted(
+            start
+            for start, (first, last) in self._waiting.items()
+            if now - last >= self._quiet_s or now - first >= LONGEST_WAIT_S
+        )
+        for place in range(0, len(due), WINDOWS_AT_ONCE):
+            yield from self._read(due[place : place + WINDOWS_AT_ONCE])
+
+    def _read(self, starts: list[datetime]) -> Iterator[str]:
+        from smoke_platform.adapters.windows import WINDOW_KEY, WRITTEN_AT
+        from smoke_platform.domain.window_words import COLUMNS, summary_line
+
+        rows = self._table.revisions(starts, (*COLUMNS, WRITTEN_AT)).sort("window_start", "device_id", "revision")
+        for start in starts:
+            del self._waiting[start]
+        for (start,), same in rows.group_by("window_start", maintain_order=True):
+            assert isinstance(start, datetime)  # noqa: S101 - of a time column
+            line = summary_line(same.unique(WINDOW_KEY, keep="last", maintain_order=True))
+            before = self._printed.pop(start, None)
+            self._printed[start] = line
+            if line != before:
+                known = before is not None or same.filter(pl.col(WRITTEN_AT) <= self._began).height
+                yield f"{line} (updated)" if known else line
+        while len(self._printed) > LINES_REMEMBERED:
+            del self._printed[next(iter(self._printed))]
 
 
 @windows.command("list")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -20,6 +21,7 @@ from click.testing import CliRunner
 
 from smoke_platform.adapters.lake import READINGS, READINGS_COLUMNS, READINGS_SCHEMA, Lake
 from smoke_platform.adapters.windows import WINDOW_COLUMNS, WINDOWS, WindowTable, open_windows, stamped
+from smoke_platform.cli import windows as commands
 from smoke_platform.cli.main import root
 from smoke_platform.domain.readings import SENSOR_NAMES
 from smoke_platform.domain.windows import ROW_COLUMNS, STATISTICS, compute
@@ -303,34 +305,81 @@ def test_a_device_alone_is_refused(api: Served) -> None:
     assert "--follow" in result.output
 
 
+#: Of two devices one window each, of the same time.
+def _one_window() -> pl.DataFrame:
+    first = first_reading().replace(second=0)
+    frames = [compute(readings(name, first=first, seconds=301).select(ROW_COLUMNS)) for name in ("a", "b")]
+    return stamped(pl.concat(frames).filter(pl.col("window_start") == first), now())
+
+
+def test_a_line_is_of_all_devices_of_its_window(tmp_path: Path) -> None:
+    """Devices end a minute at different seconds: a line for each commit shows a fleet of one device, over and over."""
+    lake = Lake(str(tmp_path))
+    rows = _one_window()
+    table = WindowTable(lake)
+    lines = commands._Summaries(table, now() - timedelta(minutes=1), 10.0)
+    start = rows["window_start"].unique().to_list()
+
+    def at(second: float, appended: pl.DataFrame | None = None) -> list[str]:
+        if appended is not None:
+            lake.append(WINDOWS, appended, ["event_date"])
+            lines.touch(start, second)
+        return list(lines.lines(second))
+
+    assert at(0, rows.head(1)) == []
+    assert at(8, rows.tail(1)) == []
+    assert at(17) == []
+    (line,) = at(18)
+    assert "Records: 600," in line
+    assert line.endswith("Devices: 2")
+    # A correction is told with all devices again, if the line says something else.
+    more = rows.tail(1).with_columns(revision=pl.lit(301, pl.Int64), record_count=pl.lit(301, pl.Int64))
+    assert at(100, more) == []
+    (line,) = at(110)
+    assert "Records: 601," in line
+    assert line.endswith("Devices: 2 (updated)")
+    at(200, more.with_columns(revision=pl.lit(302, pl.Int64)))
+    assert at(300) == []
+    # Who reports once a minute ends it at any second, and must not keep the line for ever.
+    for second in range(400, 460, 5):
+        assert at(second, more.with_columns(revision=pl.lit(second, pl.Int64), record_count=pl.lit(1, pl.Int64))) == []
+    assert len(at(460)) == 1
+
+
 def test_following_prints_each_window_as_it_is_appended(tmp_path: Path, settings_for: Callable[..., Settings]) -> None:
     """The line that a person watches: of one device or of all, once for each window, and when it is corrected."""
-    settings = settings_for(tmp_path)
+    settings = settings_for(tmp_path, SMOKE_WINDOW_SECONDS=1)
     lake = Lake(settings.lake)
-    table = [
-        stamped(
-            compute(readings(device, first=first_reading().replace(second=0), seconds=301).select(ROW_COLUMNS)),
-            now(),
-        )
-        for device in ("a", "b")
-    ]
-    rows = pl.concat(table).filter(pl.col("window_start") == first_reading().replace(second=0))
-    lake.append(WINDOWS, rows.clear(), ["event_date"])
+    rows = _one_window()
+    earlier = rows.with_columns(
+        pl.col("window_start", "window_end") - timedelta(minutes=1),
+        written_at=pl.lit(datetime.now(UTC) - timedelta(hours=1)),
+    )
+    lake.append(WINDOWS, earlier, ["event_date"])
     followers = [_Follower(settings, *arguments) for arguments in ((), ("--device", "b"), ("--device", "b", "--json"))]
     try:
         for each in followers:
             each.wait_until_ready()
-        lake.append(WINDOWS, rows.with_columns(written_at=pl.lit(datetime.now(UTC))), ["event_date"])
+        for device in ("a", "b"):
+            of_device = rows.filter(pl.col("device_id") == device)
+            lake.append(WINDOWS, of_device.with_columns(written_at=pl.lit(datetime.now(UTC))))
+            time.sleep(0.7)
         overall, one, document = (each.line() for each in followers)
         begin, end = (f"{first_reading().replace(second=0) + timedelta(minutes=add):%H:%M:%S}" for add in (0, 5))
         assert overall.startswith(f"Window Analytics ({begin} - {end}): Records: 600, Temp: 22.0 degC")
-        assert "Devices: 2" in overall
+        assert overall.endswith("Devices: 2")
         assert "Records: 300" in one
         assert one.endswith("Device: b")
         assert (json.loads(document)["device_id"], json.loads(document)["revision"]) == ("b", 300)
-        corrected = rows.with_columns(written_at=pl.lit(datetime.now(UTC)), revision=pl.lit(301, pl.Int64))
-        lake.append(WINDOWS, corrected, ["event_date"])
+        # Of a window that stood there before anybody followed.
+        corrected = earlier.tail(1).with_columns(
+            written_at=pl.lit(datetime.now(UTC)), revision=pl.lit(301, pl.Int64), record_count=pl.lit(301, pl.Int64)
+        )
+        lake.append(WINDOWS, corrected)
         assert followers[1].line().endswith("Device: b, Corrected")
+        overall = followers[0].line()
+        assert "Records: 601" in overall
+        assert overall.endswith("Devices: 2 (updated)")
     finally:
         codes = [each.end() for each in followers]
     assert codes == [0, 0, 0]
