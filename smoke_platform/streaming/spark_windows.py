@@ -29,6 +29,7 @@ from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.window_planning import (
     HEARD,
     MINUTES,
+    WINDOW,
     WaitingWindows,
     heard_of,
     merged_heard,
@@ -98,6 +99,22 @@ class _Lookups(TakenReadings):
         )
         return minutes_of(found.lazy().with_columns(late=pl.lit(value=False))).collect().select(list(MINUTES))
 
+    def standing(self, due: pl.DataFrame) -> int:
+        """How many of these windows (``window_planning.WINDOW``) stand in the table, at whatever revision.
+
+        Of the files that hold these times two columns are read: little beside the readings that the windows rest on.
+        """
+        start = pl.col("window_start")
+        ranges = list(event_ranges(due.select("device_id", begin=start, end=start + DEFAULT.slide)))
+        found = pl.scan_delta(self._windows()).filter(
+            pl.any_horizontal(
+                (start >= begin) & (start < end) & pl.col(PARTITION_COLUMN).is_between(begin.date(), end.date())
+                for begin, end in ranges
+            )
+        )
+        there = found.select(list(WINDOW)).join(due.lazy(), on=list(WINDOW), how="semi").unique()
+        return int(there.select(pl.len()).collect(engine="streaming").item())
+
     @staticmethod
     def _summary(rows: pl.LazyFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         heard = heard_of(rows).collect(engine="streaming").select(list(HEARD))
@@ -135,6 +152,10 @@ class SparkWindows:
         self._tally = WindowTally()
         self._telling = threading.Lock()
         self._fault = ""
+        #: Partition -> offset up to which the readings have landed, and up to which the table reflects them (of none
+        #: before the first look at it).
+        self._landed: dict[int, int] = {}
+        self._reflected: dict[int, int] = {}
 
     def start(self, spark: SparkSession, facts: TopicFacts) -> None:
         """Says where to compute, and of which topic."""
@@ -143,6 +164,8 @@ class SparkWindows:
 
     def take(self, parts: Sequence[LandedPart], positions: Mapping[int, int]) -> None:
         """Notes what a commit of readings has landed; ``positions`` after it, of all partitions."""
+        with self._telling:
+            self._landed = dict(positions)
         if self._state is not None:
             state = self._state
             self._guarded(lambda: state.take(parts, positions), finish=False)
@@ -164,9 +187,10 @@ class SparkWindows:
         self._looked = time.monotonic()
 
     def drain(self) -> WindowTally:
-        """What was appended since the last call."""
+        """What was appended since the last call, and how far behind the windows are now."""
         with self._telling:
             drained, self._tally = self._tally, WindowTally()
+            drained.behind = sum(max(0, end - self._reflected.get(number, end)) for number, end in self._landed.items())
         drained.fault = self._fault
         return drained
 
@@ -188,9 +212,14 @@ class SparkWindows:
     def _append(self, finish: bool) -> None:
         if self._state is None:
             self._state = _State(self._settings, self._lake, self._facts)
+            with self._telling:
+                self._landed, self._reflected = dict(self._state.positions), self._state.committed
         state = self._state
         due = state.waiting.due(self._heard.until(state.positions))
         if due.is_empty() and not state.wants_commit(finish=finish):
+            # The table says all there is to say of these readings, though its positions follow later.
+            with self._telling:
+                self._reflected = dict(state.positions)
             return
         done = WindowTally(commits=1)
         files: list[WrittenFile] = []
@@ -199,12 +228,14 @@ class SparkWindows:
             written, part = self._computed(state, due.slice(first, WINDOWS_AT_ONCE))
             files += written
             done.add(part)
+        done.corrections = state.standing(due)
         # All in one commit: the positions promise every window that was due by then.
         state.waiting.settle(due)
         done.version = state.commit(files)
         done.positions = dict(state.positions)
         with self._telling:
             self._tally.add(done)
+            self._reflected = dict(state.positions)
 
     def _computed(self, state: _State, due: pl.DataFrame) -> tuple[list[WrittenFile], WindowTally]:
         """Lets the executors compute these windows."""
@@ -262,6 +293,15 @@ class _State:
     def positions(self) -> dict[int, int]:
         """Partition -> offset up to which the readings were taken."""
         return self._taken
+
+    @property
+    def committed(self) -> dict[int, int]:
+        """The positions that stand in the table."""
+        return dict(self._committed)
+
+    def standing(self, due: pl.DataFrame) -> int:
+        """How many of the windows that are due were appended before."""
+        return 0 if due.is_empty() else self._lookups.standing(due)
 
     def _begin(self) -> None:
         landed = self._landed()

@@ -37,6 +37,7 @@ from smoke_platform.domain import features, rules
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.lake_records import RECORD_TABLES
 from smoke_platform.domain.landing import REPLAY_HEADER
+from smoke_platform.domain.readings import Reading
 from smoke_platform.domain.recordings import RecordingFile
 from smoke_platform.domain.simulator import simulate
 from smoke_platform.local.broker import EmbeddedBroker
@@ -57,10 +58,11 @@ from smoke_platform.streaming.landing import (
 from smoke_platform.streaming.producer import encode_readings
 from smoke_platform.streaming.records_landing import PREDICTIONS_TABLE, readings_mark, record_shape
 from smoke_platform.streaming.spark_landing import SparkLanding
-from smoke_platform.streaming.windows import WindowEngine
+from smoke_platform.streaming.spark_windows import SparkWindows
+from smoke_platform.streaming.windows import WindowEngine, WindowTally
 from smoke_platform_tests import window_oracle as oracle
 from smoke_platform_tests.scorer_models import logistic_model, publish
-from smoke_platform_tests.spark_parts import check, landed, letters, produce, rough_stream, windows
+from smoke_platform_tests.spark_parts import START, check, landed, letters, produce, rough_stream, windows
 from smoke_platform_tests.waiting import wait_for
 
 pytestmark = pytest.mark.integration
@@ -158,6 +160,35 @@ def test_both_engines_and_the_definition_agree_on_the_real_recordings(
     expected = {key: row for key, row in oracle.windows(in_time.to_dicts()).items() if key in over}
     assert len(expected) == found.height > 1000
     assert oracle.differences(found.iter_rows(named=True), expected) == []
+
+
+def test_it_tells_how_far_the_windows_are_and_which_it_corrected(
+    platform: Settings, spark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster would show 0 behind and 0 corrections for ever, whatever stands still and whatever comes late."""
+
+    def land_seconds(*seconds: int) -> WindowTally:
+        readings = [Reading("d", START + timedelta(seconds=second), {"pm2_5": 1.0}) for second in seconds]
+        produce(platform, [("d", reading.to_json()) for reading in readings])
+        landing = SparkLanding(platform, "test", once=True, spark=spark)
+        try:
+            landing.run()
+        except ArithmeticError:
+            pass
+        return landing.drain_windows()
+
+    told = land_seconds(*range(0, 400, 5))
+    # Windows that ended at 1, ... 6 minutes.
+    assert (told.windows, told.corrections, told.behind) == (6, 0, 0)
+    # Three of those hold the reading that comes late; two new ones end meanwhile.
+    told = land_seconds(201, *range(400, 500, 5))
+    assert (told.windows, told.corrections, told.behind) == (5, 3, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(SparkWindows, "_computed", lambda *_: 1 / 0)
+        told = land_seconds(*range(500, 600, 5))
+        assert (told.windows, told.behind, told.fault) == (0, 20, "division by zero")
+    told = land_seconds(*range(600, 610, 5))
+    assert (told.windows, told.behind) == (2, 0)
 
 
 def test_the_engines_take_turns(platform: Settings, spark: Any) -> None:
