@@ -55,6 +55,15 @@ _STALE_LEADER = frozenset(
 class KafkaUnreachable(SmokeError):
     """The broker did not answer in time."""
 
+    @classmethod
+    def of(cls, brokers: str, why: str = "") -> Self:
+        """The fault with what to do about it; ``why`` in the client's words."""
+        return cls(
+            f"the broker {brokers} does not answer{': ' if why else ''}{why}",
+            "check that it runs (`smoke status`), or set KAFKA_BOOTSTRAP_SERVERS to one that does; nothing is lost "
+            "meanwhile",
+        )
+
 
 class OffsetLost(SmokeError):
     """The log no longer holds the offset that was to be read next."""
@@ -130,9 +139,9 @@ class TopicWatcher:
         except KafkaException as error:
             if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                 return None
-            raise KafkaUnreachable(f"the broker {self._brokers} does not answer: {error.args[0].str()}") from None
+            raise KafkaUnreachable.of(self._brokers, error.args[0].str()) from None
         except (TimeoutError, FutureTimeoutError):
-            raise KafkaUnreachable(f"the broker {self._brokers} does not answer") from None
+            raise KafkaUnreachable.of(self._brokers) from None
         return TopicFacts(
             str(cluster.cluster_id),
             # Kafka's own tools print ids in the alphabet for URLs; this client does not, and a slash in an id would
@@ -175,9 +184,9 @@ class TopicWatcher:
             except KafkaException as error:
                 fault = error.args[0]
                 if fault.code() not in _STALE_LEADER or time.monotonic() > deadline:
-                    raise KafkaUnreachable(f"the broker {self._brokers} does not answer: {fault.str()}") from None
+                    raise KafkaUnreachable.of(self._brokers, fault.str()) from None
             except (TimeoutError, FutureTimeoutError):
-                raise KafkaUnreachable(f"the broker {self._brokers} does not answer") from None
+                raise KafkaUnreachable.of(self._brokers) from None
             # After a restart of the broker this client asks with the leader's old epoch, again and again; only a new
             # client learns the new one. For a moment the broker itself may be behind.
             time.sleep(0.1)

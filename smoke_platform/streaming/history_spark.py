@@ -55,7 +55,11 @@ def _map(spark: Any, pieces: Sequence[Piece]) -> list[Frames]:
         # As many partitions as numbers: a piece a task.
         answers = spark.range(0, len(work), 1, len(work)).mapInArrow(do, _SCHEMA).toArrow()
     except PySparkException as fault:
-        raise SmokeError(f"a piece of the history failed on Spark: {_cause(str(fault))}") from fault
+        raise SmokeError(
+            f"a piece of the history failed on Spark: {_cause(str(fault))}",
+            "`smoke history run --engine local` computes the same in one process, and shows whether it is the data or "
+            "Spark: a file that a worker can't find must lie where all of them reach it (SMOKE_LAKE_URL)",
+        ) from fault
     found: list[Frames] = [{} for _ in work]
     for piece, name, packed in zip(*(answers[column].to_pylist() for column in _ARROW.names), strict=True):
         found[piece][name] = pl.read_ipc(io.BytesIO(packed))

@@ -437,7 +437,12 @@ class SparkLanding:
             return lost
         if type(fault).__module__.startswith(("pyspark", "py4j")):
             log.warning("Spark: %s", fault)
-            return SmokeError(f"Spark gave up: {spark_adapter.first_line(fault)}")
+            return SmokeError(
+                f"Spark gave up: {spark_adapter.first_line(fault)}",
+                "nothing that was committed is lost: start it again (Dagster's sensor does so by itself). If it gives up "
+                "at the same place, the whole of Java's message is in the log (`smoke logs code_server`), and "
+                "SMOKE_ENGINE=local lands the same rows without Spark",
+            )
         return fault
 
     # -- beside the query --------------------------------------------------------------------------------
@@ -553,4 +558,7 @@ def planned_ends(plan: str, topic: str) -> dict[int, int]:
             continue
         if isinstance(found, dict) and isinstance(found.get(topic), dict):
             return {int(partition): int(end) for partition, end in found[topic].items()}
-    raise SmokeError(f"Spark's plan of a batch says nothing of topic {topic}: {plan!r:.500}")
+    raise SmokeError(
+        f"Spark's plan of a batch says nothing of topic {topic}: {plan!r:.500}",
+        "install the version of pyspark that setup.py pins (`make setup`): another one may write its plans differently",
+    )

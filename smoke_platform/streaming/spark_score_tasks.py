@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -218,5 +219,9 @@ def _scorer(model: bytes) -> OnnxScorer:
     """The model, made once in a process, from bytes whose hash is looked at again where they are used."""
     found = msgspec.msgpack.decode(model, type=Model)
     if hashlib.sha256(found.artifact).hexdigest() != found.champion.sha256:
-        raise SmokeError(f"model {found.champion.version} did not reach the executor as it left the driver")
+        raise SmokeError(
+            f"model {found.champion.version} did not reach the executor on {socket.gethostname()} as it left the driver",
+            "nothing was written for this day: run it again; if it comes again on this machine, take its worker out of "
+            "the cluster and have its memory tested",
+        )
     return OnnxScorer(found.champion, found.manifest, found.artifact)
