@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -19,6 +20,9 @@ import click
 from rich.console import Console
 
 from smoke_platform.settings import Settings, load_settings
+
+#: What a worker joins; several where there are masters in reserve. Anything else is a Java exception.
+_MASTERS = re.compile(r"spark://[A-Za-z0-9._-]+:\d{1,5}(,[A-Za-z0-9._-]+:\d{1,5})*")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -111,6 +115,10 @@ def status(as_json: bool) -> None:
     console.print(f"{facts['lag']:,} messages wait to be landed.")
     if facts["fault"]:
         console.print(f"[red]Stopped:[/red] {facts['fault']}")
+    windows = facts["windows"]
+    console.print(f"Windows: {windows['behind']:,} readings that have landed are not reflected yet.")
+    if windows["silence_at"]:
+        console.print(f"Open windows end by silence from {windows['silence_at']} on.")
 
 
 def _status(settings: Settings) -> dict[str, Any]:
@@ -120,6 +128,7 @@ def _status(settings: Settings) -> dict[str, Any]:
     from smoke_platform.adapters.spark_jars import CONNECTOR
     from smoke_platform.domain.errors import SmokeError
     from smoke_platform.streaming.landing import StandingProbe, lease_path
+    from smoke_platform.streaming.windows import WindowsProbe
 
     facts: dict[str, Any] = {"engine": settings.engine, "master": settings.spark_master}
     try:
@@ -145,14 +154,20 @@ def _status(settings: Settings) -> dict[str, Any]:
             "ui": f"http://{settings.near_host}:{settings.spark_ui_port}" if mine and settings.spark_ui_port else None,
         }
     )
-    facts.update({"lag": None, "fault": None, "broker_fault": None})
+    facts.update({"lag": None, "fault": None, "broker_fault": None, "windows": None})
     try:
         standing = StandingProbe(settings).standing(10.0)
+        windows = WindowsProbe(settings).standing(10.0)
     except KafkaUnreachable as away:
         facts["broker_fault"] = str(away)
         return facts
     facts["lag"] = sum(standing.lag.values())
     facts["fault"] = str(standing.fault) if standing.fault else None
+    facts["windows"] = {
+        "behind": windows.behind,
+        "silence_at": windows.silence_at.isoformat(timespec="seconds") if windows.silence_at else None,
+        "table_version": windows.version,
+    }
     return facts
 
 
@@ -171,15 +186,17 @@ def score(first: datetime, last: datetime | None, as_json: bool) -> None:
       smoke spark score --from 2022-06-08 --to 2022-06-13
     """
     from smoke_platform.adapters.spark import session
-    from smoke_platform.streaming.spark_scores import score_days
+    from smoke_platform.streaming.spark_scores import model_for, score_days
 
     settings = load_settings()
+    # Before Spark, which takes half a minute to start.
+    model = model_for(settings, first.date(), (last or first).date())
 
     def telling(line: str) -> None:
         click.echo(line, err=True)
 
     with session(settings, "smoke score", progress=telling) as opened:
-        report = score_days(settings, opened, first.date(), (last or first).date(), telling)
+        report = score_days(settings, opened, first.date(), (last or first).date(), telling, model)
     if as_json:
         click.echo(json.dumps({**asdict(report), "rows": report.rows}, indent=2))
         return
@@ -221,6 +238,11 @@ def worker(master_url: str, host: str | None, ui_port: int, cores: int | None, m
     """
     from smoke_platform.adapters.spark import cluster_environment, worker_command
 
+    if not _MASTERS.fullmatch(master_url):
+        raise click.BadParameter(
+            f"{master_url!r} is no master: it is spark://HOST:PORT, as `smoke spark master` was started",
+            param_hint="MASTER_URL",
+        )
     settings = load_settings()
     command = worker_command(settings, master_url, host or settings.bind_host, ui_port, cores=cores, memory=memory)
     os.execvpe(command[0], command, cluster_environment(settings))  # noqa: S606 - a program of our own choice

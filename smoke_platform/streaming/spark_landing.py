@@ -439,9 +439,9 @@ class SparkLanding:
             log.warning("Spark: %s", fault)
             return SmokeError(
                 f"Spark gave up: {spark_adapter.first_line(fault)}",
-                "nothing that was committed is lost: start it again (Dagster's sensor does so by itself). If it gives up "
-                "at the same place, the whole of Java's message is in the log (`smoke logs code_server`), and "
-                "SMOKE_ENGINE=local lands the same rows without Spark",
+                "nothing that was committed is lost: start it again (Dagster's sensor does so by itself). If it gives "
+                "up again, all of Java's message is in the log (`smoke logs code_server`), and SMOKE_ENGINE=local "
+                "lands the same rows without Spark",
             )
         return fault
 

@@ -220,7 +220,8 @@ def _scorer(model: bytes) -> OnnxScorer:
     found = msgspec.msgpack.decode(model, type=Model)
     if hashlib.sha256(found.artifact).hexdigest() != found.champion.sha256:
         raise SmokeError(
-            f"model {found.champion.version} did not reach the executor on {socket.gethostname()} as it left the driver",
+            f"model {found.champion.version} did not reach the executor on {socket.gethostname()} as it left the "
+            "driver",
             "nothing was written for this day: run it again; if it comes again on this machine, take its worker out of "
             "the cluster and have its memory tested",
         )

@@ -77,18 +77,36 @@ class ScoreReport:
         return sum(self.days.values())
 
 
+def model_for(settings: Settings, first: date, last: date) -> Model:
+    """The champion for these UTC days; what can be refused without Spark is refused here.
+
+    Raises:
+        ModelRefused: there is no champion, or it can't be used.
+        SmokeError: the days are none.
+    """
+    if last < first:
+        raise SmokeError(f"the range ends on {last}, before it begins on {first}", "exchange the two days")
+    return _champion(settings.models_dir)
+
+
 def score_days(
-    settings: Settings, spark: SparkSession, first: date, last: date, telling: Progress = silent
+    settings: Settings,
+    spark: SparkSession,
+    first: date,
+    last: date,
+    telling: Progress = silent,
+    model: Model | None = None,
 ) -> ScoreReport:
     """Scores the readings of these UTC days, both included, that have no prediction yet.
+
+    Args:
+        model: what ``model_for`` gave; it is looked for here where none is given.
 
     Raises:
         ModelRefused: there is no champion, or it can't be used.
         SmokeError: no readings, no broker to name the cluster, or the table changes faster than it can be committed to.
     """
-    if last < first:
-        raise SmokeError(f"the range ends on {last}, before it begins on {first}", "exchange the two days")
-    model = _champion(settings.models_dir)
+    model = model or model_for(settings, first, last)
     lake = Lake(settings.lake)
     readings = lake.open(READINGS)
     shape = record_shape(_TABLE)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -171,10 +172,8 @@ def test_it_tells_how_far_the_windows_are_and_which_it_corrected(
         readings = [Reading("d", START + timedelta(seconds=second), {"pm2_5": 1.0}) for second in seconds]
         produce(platform, [("d", reading.to_json()) for reading in readings])
         landing = SparkLanding(platform, "test", once=True, spark=spark)
-        try:
+        with suppress(ArithmeticError):
             landing.run()
-        except ArithmeticError:
-            pass
         return landing.drain_windows()
 
     told = land_seconds(*range(0, 400, 5))
@@ -548,9 +547,37 @@ def test_status_says_what_runs_and_what_is_missing(platform: Settings, monkeypat
     shown = json.loads(answer.output)
     assert (shown["engine"], shown["master"], shown["running"], shown["fault"]) == ("spark", MASTER, False, None)
     assert shown["lag"] > 0
+    # What waits for the windows has to have landed.
+    Landing(platform, "without windows", once=True).run()
+    answer = CliRunner().invoke(root, ["spark", "status", "--json"], env=environment)
+    shown = json.loads(answer.output)
+    assert (shown["lag"], shown["windows"]["behind"] > 0) == (0, True)
     assert shown["jars"].startswith("complete")
     assert shown["java"].startswith(("17", "21"))
     monkeypatch.setattr("smoke_platform.adapters.java.SPARK_JAVAS", (999,))
     answer = CliRunner().invoke(root, ["spark", "status"], env=environment)
     assert "Spark needs a full JDK 999" in answer.output
     assert "messages wait to be landed" in answer.output
+    assert "readings that have landed are not reflected yet" in answer.output
+
+
+def test_what_spark_need_not_be_started_for_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a minute of Java, or a page of it, before the word that something was left out or mistyped."""
+
+    def started(*_: Any, **__: Any) -> Any:
+        raise AssertionError("Spark was started")
+
+    monkeypatch.setattr("smoke_platform.adapters.spark.open_session", started)
+    monkeypatch.setattr(os, "execvpe", started)
+    environment = {"SMOKE_HOME": str(tmp_path)}
+    for master in ("http://x:1", "spark://x", "spark://x:1/", "x:1"):
+        answer = CliRunner().invoke(root, ["spark", "worker", master], env=environment)
+        assert (answer.exit_code, "spark://HOST:PORT" in answer.output) == (2, True)
+    with pytest.raises(AssertionError, match="was started"):
+        CliRunner().invoke(
+            root, ["spark", "worker", "spark://a-1:7077,b.c:7078"], env=environment, catch_exceptions=False
+        )
+    for days, word in ((["2026-11-02"], "champion"), (["2026-11-02", "--to", "2026-11-01"], "exchange the two days")):
+        answer = CliRunner().invoke(root, ["spark", "score", "--from", *days], env=environment)
+        assert isinstance(answer.exception, SmokeError)
+        assert word in str(answer.exception)

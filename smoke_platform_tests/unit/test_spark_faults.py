@@ -57,7 +57,7 @@ def test_a_model_that_arrives_changed_names_the_machine() -> None:
     champion = Champion(
         version=7, sha256="0", path="m", manifest_sha256="0", feature_version="1", feature_names=(), threshold=0.5
     )
-    with pytest.raises(SmokeError, match="did not reach the executor on .+ as it left the driver") as fault:
+    with pytest.raises(SmokeError, match=r"did not reach the executor on .+ as it left the driver") as fault:
         _scorer(msgspec.msgpack.encode(Model(champion=champion, manifest={}, artifact=b"x")))
     assert "run it again" in fault.value.remedy
 
