@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 #: Rows that a Python function on an executor sees at once.
 ARROW_ROWS = 65_536
 WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not bound
+#: So long a cluster may take until it gives an application its first executor; starting one takes some seconds.
+EXECUTOR_WITHIN_S = 60.0
 #: The JVM ends within a second when it is told to.
 CLOSING_S = 20.0
 #: Several tasks share an executor's cores, so that each of these libraries may have one thread.
@@ -104,6 +107,7 @@ def open_session(
     progress: Progress = silent,
     more: Mapping[str, str] | None = None,
     kafka: bool = True,
+    executor_within_s: float = EXECUTOR_WITHIN_S,
 ) -> SparkSession:
     """A Spark session, to be closed with ``close_session``. A process has one at a time.
 
@@ -111,9 +115,11 @@ def open_session(
         name: of the application, as Spark's UI shows it.
         kafka: whether it reads from Kafka, which takes the connector.
         more: further configuration by Spark's names.
+        executor_within_s: how long to wait for the first executor of a cluster.
 
     Raises:
-        SmokeError: no JDK, no jars, or Spark does not start (a master that does not answer, a heap that is too large).
+        SmokeError: no JDK, no jars, Spark does not start (a master that does not answer, a heap that is too large), or
+            the cluster gives it nothing to run on.
     """
     chosen = {**configuration(settings, name, progress, kafka=kafka), **(more or {})}
     (settings.home / "spark" / "tmp").mkdir(parents=True, exist_ok=True)
@@ -123,12 +129,38 @@ def open_session(
         from pyspark.sql import SparkSession
 
         try:
-            return SparkSession.builder.config(map=chosen).getOrCreate()
+            spark = SparkSession.builder.config(map=chosen).getOrCreate()
         except (PySparkException, _py4j_error(), OSError) as error:
             raise SmokeError(
                 f"Spark does not start on {settings.spark_master}: {first_line(error)}",
                 "check SPARK_MASTER, SPARK_DRIVER_MEMORY and SPARK_UI_PORT (`smoke doctor`)",
             ) from error
+    if is_cluster(settings):
+        try:
+            _wait_for_executor(spark, settings, executor_within_s)
+        except BaseException:
+            close_session(spark)
+            raise
+    return spark
+
+
+def _wait_for_executor(spark: SparkSession, settings: Settings, within_s: float) -> None:
+    """Waits until the cluster has given the session something to run on.
+
+    A master that has no core to spare lets an application wait for ever, and says so nowhere.
+    """
+    tracker = spark.sparkContext._jsc.sc().statusTracker()  # type: ignore[union-attr] # of a session that runs
+    deadline = time.monotonic() + within_s
+    # The driver counts as one of them.
+    while len(tracker.getExecutorInfos()) < 2:
+        if time.monotonic() > deadline:
+            raise SmokeError(
+                f"{settings.spark_master} has given no executor within {within_s:g} s: it has no worker, or others "
+                "have all of its cores or memory",
+                "start a worker (`smoke spark worker`), or set SPARK_CORES for the landing to less than there is (0 "
+                "takes all cores for as long as it runs) and start it again",
+            )
+        time.sleep(0.2)
 
 
 @contextmanager
@@ -139,9 +171,10 @@ def session(
     progress: Progress = silent,
     more: Mapping[str, str] | None = None,
     kafka: bool = True,
+    executor_within_s: float = EXECUTOR_WITHIN_S,
 ) -> Iterator[SparkSession]:
     """``open_session`` as a context manager that closes it at the end."""
-    spark = open_session(settings, name, progress=progress, more=more, kafka=kafka)
+    spark = open_session(settings, name, progress=progress, more=more, kafka=kafka, executor_within_s=executor_within_s)
     try:
         yield spark
     finally:

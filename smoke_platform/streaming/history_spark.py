@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from smoke_platform.adapters.spark import session
+from smoke_platform.adapters.spark import EXECUTOR_WITHIN_S, session
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.history_work import Frames, Mapper, Piece
@@ -29,13 +29,16 @@ _ARROW = pa.schema([("piece", pa.int64()), ("name", pa.string()), ("frame", pa.b
 
 
 @contextmanager
-def on_spark(settings: Settings) -> Iterator[Mapper]:
+def on_spark(settings: Settings, executor_within_s: float = EXECUTOR_WITHIN_S) -> Iterator[Mapper]:
     """A mapper on a Spark session of its own, which ends with it.
 
+    Args:
+        executor_within_s: how long to wait for the first executor of a cluster; the landing may have all of them.
+
     Raises:
-        SmokeError: there is no JDK for Spark, or Spark does not start.
+        SmokeError: there is no JDK for Spark, Spark does not start, or the cluster has nothing to spare.
     """
-    with session(settings, "smoke history", kafka=False) as spark:
+    with session(settings, "smoke history", kafka=False, executor_within_s=executor_within_s) as spark:
         yield lambda pieces: _map(spark, pieces)
 
 

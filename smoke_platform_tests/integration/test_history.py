@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from smoke_platform.domain.recordings import RecordingFile
 from smoke_platform.settings import Settings
 from smoke_platform.streaming import history as program
 from smoke_platform.streaming import history_spark
+from smoke_platform.verification.spark_cluster import standalone
 from smoke_platform_tests.alarm_parts import record
 from smoke_platform_tests.history_parts import MONDAY, same
 from smoke_platform_tests.monitoring_lake import as_landed, report_data, simulated
@@ -122,7 +124,8 @@ def test_many_parts_on_spark_equal_one_process(
     for name in ("history_hours", "history_days", "history_anchors", "history_moments", "history_hits"):
         Lake(settings.lake).open(name).delete()
     spread = settings_for(tmp_path, SMOKE_HISTORY_PART_ROWS="25000", SPARK_MASTER="local[2]", SPARK_UI_PORT="0")
-    with history_spark.on_spark(spread) as do:
+    # On this machine there is no executor to be waited for.
+    with history_spark.on_spark(spread, executor_within_s=0.0) as do:
         # One session for all of it: a second JVM would cost as much as the test.
         monkeypatch.setattr(history_spark, "on_spark", lambda _settings: nullcontext(do))
         there, effort = told(spread, "auto")
@@ -159,6 +162,24 @@ def test_without_a_jdk_it_goes_on_and_says_so(settings: Settings, monkeypatch: p
     assert "without Spark" in effort.sentence
     with pytest.raises(SmokeError, match="full JDK"):
         told(settings, "spark")
+
+
+def test_a_cluster_without_a_core_to_spare_does_not_hold_it_up(
+    tmp_path: Path,
+    settings_for: Callable[..., Settings],
+    free_port: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Or the report of Sunday waits for ever behind the landing, which has all cores, and nobody is told."""
+    settings = settings_for(tmp_path, SPARK_UI_PORT="0")
+    with standalone(settings, free_port(), free_port(), workers=0) as cluster:
+        monkeypatch.setattr(history_spark, "on_spark", partial(history_spark.on_spark, executor_within_s=2.0))
+        busy = settings.model_copy(update={"spark_master": cluster.url})
+        with program.mapper(busy, "auto") as (engine, why, _):
+            assert engine == "local"
+            assert "no executor within 2 s" in why
+    assert "set SPARK_CORES" in caplog.text
 
 
 def test_the_report_is_complete_in_itself_and_bounded(settings: Settings) -> None:
