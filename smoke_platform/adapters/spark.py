@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from smoke_platform.adapters.jars import Progress, silent
 from smoke_platform.adapters.java import Java, find_jdk
 from smoke_platform.adapters.spark_jars import CONNECTOR
+from smoke_platform.adapters.spark_scratch import Scratch
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.settings import Settings
 
@@ -32,9 +33,12 @@ if TYPE_CHECKING:
 
 #: Rows that a Python function on an executor sees at once.
 ARROW_ROWS = 65_536
+_APPLICATION_DATA_S = 86_400
 WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 - compared with, not bound
 #: So long a cluster may take until it gives an application its first executor; starting one takes some seconds.
 EXECUTOR_WITHIN_S = 60.0
+#: That of the one session which a process has at a time; empty without one.
+_scratch: list[Scratch] = []
 #: The JVM ends within a second when it is told to.
 CLOSING_S = 20.0
 #: Several tasks share an executor's cores, so that each of these libraries may have one thread.
@@ -122,9 +126,18 @@ def open_session(
             the cluster gives it nothing to run on.
     """
     chosen = {**configuration(settings, name, progress, kafka=kafka), **(more or {})}
-    (settings.home / "spark" / "tmp").mkdir(parents=True, exist_ok=True)
     progress(f"starting Spark on {settings.spark_master}")
-    with _environment(settings, find_jdk()):
+    if not _scratch:
+        _scratch.append(Scratch(settings.home / "spark" / "tmp"))
+    try:
+        return _opened(settings, chosen, _scratch[0], executor_within_s)
+    except BaseException:
+        _remove_scratch()
+        raise
+
+
+def _opened(settings: Settings, chosen: dict[str, str], scratch: Scratch, executor_within_s: float) -> SparkSession:
+    with _environment(settings, find_jdk(), scratch):
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
 
@@ -142,6 +155,11 @@ def open_session(
             close_session(spark)
             raise
     return spark
+
+
+def _remove_scratch() -> None:
+    while _scratch:
+        _scratch.pop().remove()
 
 
 def _wait_for_executor(spark: SparkSession, settings: Settings, within_s: float) -> None:
@@ -186,9 +204,17 @@ def close_session(spark: SparkSession) -> None:
     from pyspark import SparkContext
 
     gateway = SparkContext._gateway
-    spark.stop()
-    if gateway is None or gateway.proc is None:
-        return
+    try:
+        spark.stop()
+        if gateway is not None and gateway.proc is not None:
+            _end_jvm(gateway)
+    finally:
+        _remove_scratch()
+
+
+def _end_jvm(gateway: Any) -> None:
+    from pyspark import SparkContext
+
     with contextlib.suppress(_py4j_error(), OSError):
         gateway.shutdown()
     # PySpark starts another one with the next session.
@@ -202,7 +228,7 @@ def close_session(spark: SparkSession) -> None:
 
 
 @contextmanager
-def _environment(settings: Settings, java: Java) -> Iterator[None]:
+def _environment(settings: Settings, java: Java, scratch: Scratch) -> Iterator[None]:
     """What PySpark takes from the environment when it starts its JVM; afterwards it is as it was."""
     wanted = {
         "JAVA_HOME": str(java.home),
@@ -210,7 +236,7 @@ def _environment(settings: Settings, java: Java) -> Iterator[None]:
         "PYSPARK_DRIVER_PYTHON": sys.executable,
         **_local_address(settings),
         "SPARK_HOME": str(spark_home()),
-        "SPARK_LOCAL_DIRS": str(settings.home / "spark" / "tmp"),
+        "SPARK_LOCAL_DIRS": str(scratch.folder),
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -287,7 +313,9 @@ def worker_command(
     """
     command = [
         *(str(find_jdk().command), "-Xmx512m", "-cp", f"{spark_home() / 'jars'}/*"),
-        *("-Dspark.worker.cleanup.enabled=true", "org.apache.spark.deploy.worker.Worker"),
+        # What applications leave goes after a day; Spark's own limit is a week.
+        *("-Dspark.worker.cleanup.enabled=true", f"-Dspark.worker.cleanup.appDataTtl={_APPLICATION_DATA_S}"),
+        "org.apache.spark.deploy.worker.Worker",
         *_known_as(host),
         *("--webui-port", str(ui_port)),
         # Of its own: workers on several machines may share the platform's home.
