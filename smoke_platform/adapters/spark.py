@@ -167,7 +167,7 @@ def _wait_for_executor(spark: SparkSession, settings: Settings, within_s: float)
 
     A master that has no core to spare lets an application wait for ever, and says so nowhere.
     """
-    tracker = spark.sparkContext._jsc.sc().statusTracker()  # type: ignore[union-attr] # of a session that runs
+    tracker = spark.sparkContext._jsc.sc().statusTracker()
     deadline = time.monotonic() + within_s
     # The driver counts as one of them.
     while len(tracker.getExecutorInfos()) < 2:

@@ -27,15 +27,17 @@ time.sleep(600)
 
 def test_what_a_crash_left_goes_and_what_lives_stays(tmp_path: Path) -> None:
     """A disk would fill with the shuffles of each crash; or a history would lose its own while it works."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
         assert holder.stdout is not None
         theirs = Path(holder.stdout.readline().strip())
         (theirs / "blockmgr-1").mkdir()
         mine = Scratch(tmp_path)
         assert theirs.is_dir()
         assert mine.folder.is_dir()
+    finally:
         holder.kill()
-        holder.wait()
+        holder.communicate()
     remove_left(tmp_path)
     assert not theirs.exists()
     assert mine.folder.is_dir()
