@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +19,7 @@ from smoke_platform.settings import load_settings
 from smoke_platform.verification.run import private_settings
 from smoke_platform.verification.spark_cluster import standalone
 from smoke_platform.verification.window_kills import WindowKillPlan, run
+from smoke_platform_tests.window_judge import faults_of_windows
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = "smoke_platform_tests/integration/test_spark.py"
@@ -44,6 +46,7 @@ def suite() -> dict[str, Any]:
                 settings,
                 lambda text: click.echo(f"  {text}", err=True),
                 {"SPARK_MASTER": cluster.url, "SPARK_CORES": "2", "SPARK_BATCH_ROWS": "1800"},
+                partial(faults_of_windows, over_only=True, most=12_000),
             )
             kills = {"took_s": round(time.monotonic() - began, 1), **findings.as_dict()}
             alive = sum(worker.poll() is None for worker in cluster.workers)

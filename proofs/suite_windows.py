@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 
 from smoke_platform.settings import load_settings
 from smoke_platform.verification.window_kills import WindowKillPlan, run
+from smoke_platform_tests.window_judge import faults_of_windows
 
 #: Each run is a platform of its own. An engine that is to be proved has plans here and its commands in
 #: ``verification.window_kills.CONTENDERS``.
@@ -21,6 +23,9 @@ PLANS = (
     WindowKillPlan(engine="spark", seed=1, kills=10, patience_s=600.0),
 )
 
+#: Beside the kernel: the windows of the first devices by brute force, those whose readings are late and doubled.
+DEFINITION = partial(faults_of_windows, over_only=True, most=12_000)
+
 
 def suite() -> dict[str, Any]:
     """The engine that appends windows is killed in the middle: its table equals that of an undisturbed run."""
@@ -29,7 +34,9 @@ def suite() -> dict[str, Any]:
         began = time.monotonic()
         home = Path(tempfile.mkdtemp(prefix="smoke-window-kills-"))
         try:
-            findings = run(plan, home, load_settings(), lambda text: click.echo(f"  {text}", err=True))
+            findings = run(
+                plan, home, load_settings(), lambda text: click.echo(f"  {text}", err=True), definition=DEFINITION
+            )
         finally:
             shutil.rmtree(home, ignore_errors=True)
         for fault in findings.faults:

@@ -6,6 +6,7 @@ Belongs here: input that has everything that goes wrong, and what must be true a
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,11 +16,13 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from smoke_platform.adapters.kafka_bulk import TopicWatcher
 from smoke_platform.adapters.lake import READINGS, Lake
 from smoke_platform.adapters.windows import WINDOW_KEY, WINDOWS, WindowTable
+from smoke_platform.domain.lake_records import RECORD_TABLES
 from smoke_platform.domain.simulator import simulate
 from smoke_platform.domain.windows import compute
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.landing import committed_positions
 from smoke_platform.streaming.producer import encode_readings
+from smoke_platform_tests.window_judge import faults_of_windows
 
 START = datetime(2026, 11, 1, 10, tzinfo=UTC)
 POISON: tuple[bytes | None, ...] = (b"\x00\xff", None, b"{}", b"[]", b'{"device_id":"d","event_time":"no","raw_h2":1}')
@@ -93,17 +96,31 @@ def landed(settings: Settings) -> pl.DataFrame:
     return lake.scan(READINGS).drop("ingest_time").sort("topic_id", "partition", "offset").collect()
 
 
+def register(settings: Settings, device: str, interval_s: float) -> None:
+    """Enters a device that reports so often into ``lake/devices``, as landing does with the registry's topic."""
+    (table,) = [each for each in RECORD_TABLES if each.name == "devices"]
+    entry = {"device_id": device, "interval_s": interval_s, "removed": False, "source": "operator"}
+    places = {"record_topic_id": "x", "record_offset": 0, "record_partition": 0}
+    known = pl.DataFrame([entry | places], schema_overrides=table.schema)
+    blank = pl.DataFrame(schema=table.schema)
+    rows = pl.concat([blank, known], how="diagonal").select(list(table.schema))
+    Lake(settings.lake).append("devices", rows, ["append_date"])
+
+
 def windows(settings: Settings) -> pl.DataFrame:
     """The windows at their latest revision, without when they were written."""
     return WindowTable(Lake(settings.lake)).between(None, None).drop("written_at").sort(WINDOW_KEY)
 
 
-def expected_windows(settings: Settings) -> pl.DataFrame:
-    """What must stand in the table of windows: from all that has landed, in one go."""
+def kernel_windows(
+    settings: Settings, *, silent: bool = False, intervals_s: Mapping[str, float] | None = None
+) -> pl.DataFrame:
+    """What the engines' own kernel makes of all that has landed, in one go; as ``check`` says."""
     taken = landed(settings).filter(~pl.col("late"))
     clocks = taken.group_by("device_id").agg(pl.col("event_time").max().alias("clock"))
-    found = compute(taken).join(clocks, on="device_id")
-    return found.filter(pl.col("window_end") <= pl.col("clock")).drop("clock").sort(WINDOW_KEY)
+    found = compute(taken, intervals_s=intervals_s).join(clocks, on="device_id")
+    due = found if silent else found.filter(pl.col("window_end") <= pl.col("clock"))
+    return due.drop("clock").sort(WINDOW_KEY)
 
 
 def letters(settings: Settings) -> list[tuple[tuple[int, int], dict[str, bytes], bytes | None]]:
@@ -128,8 +145,15 @@ def letters(settings: Settings) -> list[tuple[tuple[int, int], dict[str, bytes],
     return [found[place] for place in sorted(found)]
 
 
-def check(settings: Settings) -> None:
-    """Each message is in the lake or among the dead letters, once; windows say what the readings say, each once."""
+def check(settings: Settings, *, silent: bool = False, intervals_s: Mapping[str, float] | None = None) -> None:
+    """Each message is in the lake or among the dead letters, once; windows say what the readings say, each once.
+
+    Which windows, and what they say, is held to the brute force; beside it, to the bit, to the kernel.
+
+    Args:
+        silent: whether silence has ended all windows of all devices.
+        intervals_s: device -> seconds between its reports, as the registry has it.
+    """
     facts = TopicWatcher(settings.brokers, settings.topic_readings).facts()
     assert facts is not None
     ends = {n: high for n, (_, high) in TopicWatcher(settings.brokers, settings.topic_readings).watermarks(
@@ -143,7 +167,8 @@ def check(settings: Settings) -> None:
     bad = {place for place, _, _ in letters(settings)}
     assert not bad & set(places)
     assert bad | set(places) == {(n, offset) for n, end in ends.items() for offset in range(end)}
-    found, wanted = windows(settings), expected_windows(settings)
+    assert faults_of_windows(settings, silent=silent, intervals_s=intervals_s) == []
+    found, wanted = windows(settings), kernel_windows(settings, silent=silent, intervals_s=intervals_s)
     names = [*WINDOW_KEY, "revision"]
     assert found.select(names).equals(wanted.select(names))
     assert found.equals(wanted)

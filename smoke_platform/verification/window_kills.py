@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -134,13 +134,20 @@ class WindowFindings:
 
 
 def run(
-    plan: WindowKillPlan, home: Path, settings: Settings, say: Say, environment: Mapping[str, str] | None = None
+    plan: WindowKillPlan,
+    home: Path,
+    settings: Settings,
+    say: Say,
+    environment: Mapping[str, str] | None = None,
+    definition: Callable[[Settings], list[str]] | None = None,
 ) -> WindowFindings:
     """Carries the plan out in ``home`` and judges it.
 
     Args:
         settings: of which the cache is used; everything else is private.
         environment: of the engine, in addition to its contender's.
+        definition: says what is wrong with the table of the killed one without the engines' kernel, which the
+            judgement here computes with.
     """
     home.mkdir(parents=True, exist_ok=True)
     contender = CONTENDERS[plan.engine]
@@ -175,6 +182,8 @@ def run(
         _finish(contender, undisturbed, plan.patience_s)
         findings.readings = len(stream)
         _judge(findings, private, undisturbed)
+        if definition is not None:
+            findings.faults += [f"by definition: {fault}" for fault in definition(private)]
     return findings
 
 

@@ -32,6 +32,7 @@ from smoke_platform.adapters.lake import READINGS, Lake
 from smoke_platform.adapters.lease import LeaseHeld, kill_holder, probe
 from smoke_platform.adapters.scorer import OnnxScorer, read_champion
 from smoke_platform.adapters.spark import close_session, open_session
+from smoke_platform.adapters.spark_scratch import Scratch
 from smoke_platform.adapters.windows import WINDOWS
 from smoke_platform.cli.main import root
 from smoke_platform.domain import features, rules
@@ -63,7 +64,7 @@ from smoke_platform.streaming.spark_windows import SparkWindows
 from smoke_platform.streaming.windows import WindowEngine, WindowTally
 from smoke_platform_tests import window_oracle as oracle
 from smoke_platform_tests.scorer_models import logistic_model, publish
-from smoke_platform_tests.spark_parts import START, check, landed, letters, produce, rough_stream, windows
+from smoke_platform_tests.spark_parts import START, check, landed, letters, produce, register, rough_stream, windows
 from smoke_platform_tests.waiting import wait_for
 
 pytestmark = pytest.mark.integration
@@ -126,18 +127,37 @@ def locally(settings: Settings) -> LandingReport:
 def test_the_same_rows_as_engine_local(platform: Settings, spark: Any, tmp_path: Path) -> None:
     """Whoever moves to Spark must find the same readings, windows and dead letters as before."""
     other = platform.model_copy(update={"home": tmp_path / "other"})
-    produce(platform, rough_stream(SEED))
+    # One device reports every ten seconds, one is taken away before most of its windows are over.
+    for each in (platform, other):
+        register(each, "a-slow-one", 10.0)
+    rare = [Reading("a-slow-one", START + timedelta(seconds=at), {"pm2_5": at / 7}) for at in range(0, 700, 10)]
+    gone = [Reading("gone", START + timedelta(seconds=at), {"raw_h2": at / 7}) for at in range(90)]
+    produce(platform, [*rough_stream(SEED), *((one.device_id, one.to_json()) for one in (*rare, *gone))])
+    intervals_s = {"a-slow-one": 10.0}
     report = on_spark(platform, spark)
-    check(platform)
+    check(platform, intervals_s=intervals_s)
     rejected = letters(platform)
     twin = locally(other)
-    check(other)
+    check(other, intervals_s=intervals_s)
     assert landed(platform).equals(landed(other))
     assert windows(platform).equals(windows(other))
+    assert windows(platform)["device_id"].to_list().count("gone") == 1
     assert letters(platform) == rejected
     assert report.total().late > 0
     assert (report.total(), report.reasons, report.positions) == (twin.total(), twin.reasons, twin.positions)
     assert (report.ended, report.commits > 1) == ("caught up", True)
+
+    def later() -> datetime:
+        return datetime.now(UTC) + timedelta(minutes=11)
+
+    landing = SparkLanding(platform, "test", once=True, spark=spark)
+    landing._windows = SparkWindows(platform, now=later)
+    landing.run()
+    Landing(other, "test", once=True, companions=[WindowEngine(other, now=later)]).run()
+    for each in (platform, other):
+        check(each, silent=True, intervals_s=intervals_s)
+    assert windows(platform).equals(windows(other))
+    assert windows(platform)["device_id"].to_list().count("gone") == 6
 
 
 def test_both_engines_and_the_definition_agree_on_the_real_recordings(
@@ -383,6 +403,11 @@ def test_kill_at_any_moment_loses_and_doubles_nothing(platform: Settings, spark:
     on_spark(platform, spark)
     check(platform)
     assert not list((platform.home / "spark").glob("checkpoint-*")), "what a killed run left is still there"
+    scratch = platform.home / "spark" / "tmp"
+    # Each has removed what the one before it left.
+    assert len(list(scratch.glob("run-*"))) == 1
+    Scratch(scratch).remove()
+    assert not list(scratch.glob("run-*"))
 
 
 def place_of(rows: pl.DataFrame) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -13,9 +14,12 @@ from smoke_platform.domain.windows import ROW_COLUMNS, compute
 from smoke_platform.settings import Settings
 from smoke_platform.verification import window_kills
 from smoke_platform.verification.window_kills import WindowKillPlan, faults_of, stream_of
+from smoke_platform_tests.window_judge import faults_of_windows
 
 pytestmark = pytest.mark.integration
 
+#: The windows of the devices whose readings come late and doubled, by brute force.
+definition = partial(faults_of_windows, over_only=True, most=5000)
 PLAN = WindowKillPlan(engine="local", seed=11, kills=3, devices=8, seconds=1500)
 
 
@@ -23,7 +27,9 @@ def test_a_killed_engine_leaves_the_table_of_an_undisturbed_one(
     tmp_path: Path, settings_for: Callable[..., Settings]
 ) -> None:
     """A window would be lost, doubled, or computed from half of its readings because a process died."""
-    findings = window_kills.run(PLAN, tmp_path / "proof", settings_for(tmp_path), lambda _text: None)
+    findings = window_kills.run(
+        PLAN, tmp_path / "proof", settings_for(tmp_path), lambda _text: None, definition=definition
+    )
     assert findings.faults == []
     assert len(findings.kills) == PLAN.kills
     assert findings.late > 0

@@ -20,7 +20,6 @@ from smoke_platform.adapters.lake import READINGS, Lake
 from smoke_platform.adapters.lease import probe
 from smoke_platform.adapters.windows import WINDOW_KEY, WINDOWS, WindowTable
 from smoke_platform.domain.errors import SmokeError
-from smoke_platform.domain.lake_records import RECORD_TABLES
 from smoke_platform.domain.landing import CompactionPlan
 from smoke_platform.domain.readings import Reading, Source
 from smoke_platform.domain.windows import compute
@@ -40,7 +39,9 @@ from smoke_platform.streaming.windows import (
     audit_windows,
 )
 from smoke_platform.streaming.windows_rebuild import rebuild
+from smoke_platform_tests.spark_parts import kernel_windows, register
 from smoke_platform_tests.waiting import wait_for
+from smoke_platform_tests.window_judge import faults_of_windows
 
 pytestmark = pytest.mark.integration
 
@@ -130,21 +131,13 @@ def windows(settings: Settings) -> pl.DataFrame:
     return WindowTable(Lake(settings.lake)).between(None, None).drop("written_at").sort(WINDOW_KEY)
 
 
-def expected(settings: Settings, *, silent: bool = False) -> pl.DataFrame:
-    """What must stand in the table: from all that has landed, in one go."""
-    taken = readings(settings).filter(~pl.col("late"))
-    clocks = taken.group_by("device_id").agg(pl.col("event_time").max().alias("clock"))
-    found = compute(taken).join(clocks, on="device_id")
-    due = found if silent else found.filter(pl.col("window_end") <= pl.col("clock"))
-    return due.drop("clock").sort(WINDOW_KEY)
-
-
 def check(settings: Settings, *, silent: bool = False) -> pl.DataFrame:
-    """Each window that is due stands in the table, with the statistics of all its readings, each revision once."""
-    found = windows(settings)
-    wanted = expected(settings, silent=silent)
-    assert found.select(*WINDOW_KEY, "revision").equals(wanted.select(*WINDOW_KEY, "revision"))
-    assert found.equals(wanted)
+    """Each window that is due stands in the table, with the statistics of all its readings, each revision once.
+
+    Held to the brute force, and beside it, to the bit, to the kernel.
+    """
+    assert faults_of_windows(settings, silent=silent) == []
+    assert windows(settings).equals(kernel_windows(settings, silent=silent))
     every = rows(settings)
     assert every.height == every.unique([*WINDOW_KEY, "revision"]).height
     facts = TopicWatcher(settings.brokers, settings.topic_readings).facts()
@@ -371,14 +364,10 @@ def test_files_stay_few_and_rows_the_same(platform: Settings, monkeypatch: pytes
 
 def test_reporting_intervals_come_from_the_registry(platform: Settings) -> None:
     """A device that reports every ten seconds would be taken for one that loses nine readings of ten."""
-    lake = Lake(platform.lake)
-    (table,) = [each for each in RECORD_TABLES if each.name == "devices"]
-    entry = {"device_id": "d0", "interval_s": 10.0, "removed": False, "source": "operator", "record_topic_id": "x"}
-    known = pl.DataFrame([entry | {"record_offset": 0, "record_partition": 0}], schema_overrides=table.schema)
-    blank = pl.DataFrame(schema=table.schema)
-    lake.append("devices", pl.concat([blank, known], how="diagonal").select(list(table.schema)), ["append_date"])
+    register(platform, "d0", 10.0)
     produce(platform, stream(2, range(0, 700, 10)))
     land(platform)
+    assert faults_of_windows(platform, intervals_s={"d0": 10.0}) == []
     found = windows(platform).filter(pl.col("window_start") == START)
     assert found.select("device_id", "expected_count", "completeness").rows() == [("d0", 30, 1.0), ("d1", 300, 0.1)]
 
