@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from smoke_platform.adapters.kafka import BrokerUnreachable, DeliveryFailed, TopicMissing, partition_of
+from smoke_platform.adapters.kafka import BrokerUnreachable, DeliveryFailed, TopicMissing, partition_of, unreachable
 from smoke_platform.adapters.kafka_bulk import (
     MODEST_FETCH_SETTINGS,
     POLL_MESSAGES,
@@ -451,7 +451,7 @@ class AlarmCommands:
         try:
             found = self._producer.list_topics(self._topic, timeout=10).topics[self._topic]
         except KafkaException as error:
-            raise BrokerUnreachable(f"the broker {self._brokers} does not answer: {error.args[0].str()}") from None
+            raise unreachable(self._brokers, error.args[0].str()) from None
         if found.error is not None or not found.partitions:
             raise TopicMissing(f"there is no topic {self._topic}", "run `smoke topics create`, or start the detector")
         self._partitions, self._asked = len(found.partitions), time.monotonic()

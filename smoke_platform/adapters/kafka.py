@@ -59,7 +59,8 @@ class DeliveryFailed(SmokeError):
     """Messages were not acknowledged; they may or may not stand in the topic."""
 
 
-def _unreachable(brokers: str, detail: str = "") -> BrokerUnreachable:
+def unreachable(brokers: str, detail: str = "") -> BrokerUnreachable:
+    """The fault with what to do about it; ``detail`` in the client's words."""
     return BrokerUnreachable(
         f"no Kafka broker answers at {brokers}{f' ({detail})' if detail else ''}",
         "start the embedded one with `smoke up` (or `smoke kafka`), or set KAFKA_BOOTSTRAP_SERVERS to yours",
@@ -81,7 +82,7 @@ def _speaking(brokers: str) -> Iterator[None]:
         errors.StaleMetadata,
         errors.Cancelled,
     ) as error:
-        raise _unreachable(brokers, str(error) or type(error).__name__) from None
+        raise unreachable(brokers, str(error) or type(error).__name__) from None
 
 
 class Cluster:
@@ -185,9 +186,9 @@ class Cluster:
             try:
                 found = self._admin.describe_groups([group])[group]
             except errors.RetriableError as error:
-                raise _unreachable(self.brokers, str(error)) from None
+                raise unreachable(self.brokers, str(error)) from None
         if found["error"] is not None:
-            raise _unreachable(self.brokers, found["error"])
+            raise unreachable(self.brokers, found["error"])
         places = {
             (topic["topic"], number)
             for member in found["members"]
@@ -787,9 +788,9 @@ def _largest_message(brokers: str, topic: str, timeout_s: float) -> int:
     except KafkaException as error:
         if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
             raise _no_such_topic(topic) from None
-        raise _unreachable(brokers, error.args[0].str()) from None
+        raise unreachable(brokers, error.args[0].str()) from None
     except TimeoutError as error:
-        raise _unreachable(brokers, str(error)) from None
+        raise unreachable(brokers, str(error)) from None
     return int(found["max.message.bytes"].value)
 
 
