@@ -19,6 +19,7 @@ import click
 
 from proofs import (
     suite_alarms,
+    suite_day,
     suite_flood,
     suite_history,
     suite_lifecycle,
@@ -80,6 +81,7 @@ SUITES: dict[str, Callable[[], dict[str, Any]]] = {
     "windows": suite_windows.suite,
     "spark": suite_spark.suite,
     "history": suite_history.suite,
+    "day": suite_day.suite,
 }
 
 
