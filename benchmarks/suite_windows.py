@@ -1,10 +1,10 @@
-"""Window statistics: readings a second of both engines beside Bytewax and Pathway, memory, slide, number of devices.
+"""Window statistics: readings a second of both engines beside Bytewax, Pathway and Spark's own functions, by slide too.
 
 All compute the same columns (``domain.windows.WINDOW_SCHEMA``) from the same readings, and the results of each are
 compared with the kernel's on a sample of devices; a run whose results differ is an error, not a figure. The readings
-lie on disk: both engines and Bytewax read the Parquet files of ``lake/readings``, Pathway the same rows as CSV. There
-is no broker. The clock runs from the first reading that is asked for to the last window, so starts of processes, of
-Spark's session and of its workers do not count. The engines write their windows to ``lake/window_statistics`` and
+lie on disk: both engines, Bytewax and Spark read the Parquet files of ``lake/readings``, Pathway the same rows as CSV.
+There is no broker. The clock runs from the first reading that is asked for to the last window, so starts of processes,
+of Spark's session and of its workers do not count. The engines write their windows to ``lake/window_statistics`` and
 commit them; the peers keep theirs in memory. Memory is that of the process and all its children, shared pages counted
 once.
 
@@ -49,11 +49,12 @@ ROUNDS, SPARK_ROUNDS, SLIDE_ROUNDS = 3, 2, 2
 MINUTES = {100: 60.0, 1_000: 20.0, 10_000: 6.0}
 PATHWAY_MINUTES, LIVE_MINUTES = 8.0, 3.0
 #: A run that takes longer is given up, and said.
-PATIENCE_S = 150
+PATIENCE_S = 240
 #: Pathway holds each reading once for every window that it is in.
 PATHWAY_BYTES_A_READING = 6_000
 BYTEWAX, PATHWAY = "Bytewax 0.21.1, fold_window", "Pathway 0.33.0, all readings at once"
 SPARK = "engine spark, local[*]"
+SPARK_SQL = "Spark's own window(), groupBy and percentile, local[*]"
 #: By how much two results may differ, of max(1, |x|).
 TOLERANCE = 1e-9
 
@@ -93,6 +94,7 @@ def _at_goal(bench: _Bench) -> list[Figure]:
         ours += bench.ours("local", given)
         theirs += bench.peer("bytewax", given)
     spark = _rounds(SPARK_ROUNDS, lambda: bench.ours("spark", given))
+    spark_sql = bench.spark_sql(given)
     commits = bench.ours("commits", given)
     panes, two = bench.peer("bytewax", given, "panes"), bench.two_bytewax(given)
     if not ours:
@@ -115,6 +117,14 @@ def _at_goal(bench: _Bench) -> list[Figure]:
         figures += [
             Figure("P3.spark", what, rate, "events/s", SPARK, peer, ">= 10x", rate >= 10 * peer),
             Figure("P3.spark.memory", "peak memory, engine local", _memory(ours), "MiB", SPARK, _memory(spark)),
+        ]
+    if spark_sql:
+        peer = _rate(spark_sql)
+        figures += [
+            Figure("P3.spark_sql", what, rate, "events/s", SPARK_SQL, peer, ">= 10x", rate >= 10 * peer),
+            Figure(
+                "P3.spark_sql.memory", "peak memory, engine local", _memory(ours), "MiB", SPARK_SQL, _memory(spark_sql)
+            ),
         ]
     for key, others, label in (
         ("bytewax_two", two, "Bytewax, two processes, half of the devices each"),
@@ -256,6 +266,11 @@ class _Bench:
         command = [self._peers, "-m", f"benchmarks.windows_{name}"]
         label = " ".join((name, *more))
         return self._measured(label, [command], [given.spec(self._result())], given, *more)
+
+    def spark_sql(self, given: Input) -> list[Run]:
+        """Spark without the platform's kernel; nothing where there is no JDK."""
+        command = [sys.executable, "-m", "benchmarks.windows_sparksql"]
+        return self._measured("Spark's own functions", [command], [given.spec(self._result())], given)
 
     def pathway(self, given: Input) -> list[Run]:
         """Pathway, where the machine has the memory for it."""
