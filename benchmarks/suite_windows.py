@@ -54,7 +54,7 @@ PATIENCE_S = 240
 PATHWAY_BYTES_A_READING = 6_000
 BYTEWAX, PATHWAY = "Bytewax 0.21.1, fold_window", "Pathway 0.33.0, all readings at once"
 SPARK = "engine spark, local[*]"
-SPARK_SQL = "Spark's own window(), groupBy and percentile, local[*]"
+SPARK_SQL = "Spark's own window() and groupBy, local[*]"
 #: By how much two results may differ, of max(1, |x|).
 TOLERANCE = 1e-9
 
