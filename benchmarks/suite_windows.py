@@ -49,7 +49,7 @@ ROUNDS, SPARK_ROUNDS, SLIDE_ROUNDS = 3, 2, 2
 MINUTES = {100: 60.0, 1_000: 20.0, 10_000: 6.0}
 PATHWAY_MINUTES, LIVE_MINUTES = 8.0, 3.0
 #: A run that takes longer is given up, and said.
-PATIENCE_S = 240
+PATIENCE_S = 150
 #: Pathway holds each reading once for every window that it is in.
 PATHWAY_BYTES_A_READING = 6_000
 BYTEWAX, PATHWAY = "Bytewax 0.21.1, fold_window", "Pathway 0.33.0, all readings at once"
