@@ -337,10 +337,7 @@ def require_listener(brokers: str) -> None:
                 return
         except (OSError, ValueError):
             continue
-    raise BrokerUnreachable(
-        f"no Kafka broker answers at {brokers}",
-        "start the embedded one with `smoke up` (or `smoke kafka`), or set KAFKA_BOOTSTRAP_SERVERS to yours",
-    )
+    raise unreachable(brokers)
 
 
 # -- commands ------------------------------------------------------------------------------------------------

@@ -44,12 +44,6 @@ class Scratch:
         os.close(self._lock)
 
 
-def remove_left(parent: Path) -> None:
-    """Removes below ``parent`` what sessions that died have left, and nothing of a living one."""
-    with _alone(parent):
-        _remove_left(parent)
-
-
 @contextmanager
 def _alone(parent: Path) -> Iterator[None]:
     """Keeps others from taking a folder that is made, and not locked yet, for one that was left."""
@@ -63,6 +57,7 @@ def _alone(parent: Path) -> Iterator[None]:
 
 
 def _remove_left(parent: Path) -> None:
+    """Removes below ``parent`` what sessions that died have left, and nothing of a living one."""
     for folder in parent.iterdir():
         if folder.is_dir() and not _is_used(folder):
             shutil.rmtree(folder, ignore_errors=True)

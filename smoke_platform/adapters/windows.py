@@ -44,8 +44,9 @@ INDEXED = ("device_id", "window_start", "window_end", "revision", "last_event_ti
 LIVE = timedelta(minutes=5)
 #: What ``conspicuous`` looks at.
 LEVEL_COLUMNS = (*WINDOW_KEY, "window_end", "revision", "level", "level_sensor")
-#: Which rows of the table are wanted is asked by these first: all columns of a day of a fleet do not fit into memory.
-_KEYS = (*WINDOW_KEY, "revision")
+#: What names a row of the table. Which ones are wanted is asked by these first: all columns of a day of a fleet do not
+#: fit into memory.
+ROW_KEY = (*WINDOW_KEY, "revision")
 #: Days of event time that are looked through at first for the newest windows; then twice as many, and so on.
 _FIRST_DAYS = 2
 #: The level of a mean from which on a window is worth naming: HIGH.
@@ -124,7 +125,7 @@ class WindowTable:
 
     def newest_of_each(self, since: datetime | None, limit: int) -> pl.DataFrame:
         """The newest window of each device that got one written after ``since``, by device; of ``limit`` devices."""
-        keys = self.written_after(since, _KEYS)
+        keys = self.written_after(since, ROW_KEY)
         newest = keys.sort("window_start", "revision").unique("device_id", keep="last")
         return self.rows_of(newest.sort("device_id").head(limit)).sort("device_id")
 
@@ -142,7 +143,7 @@ class WindowTable:
             pl.col("window_start").is_between(keys["window_start"].min(), keys["window_start"].max()),
             pl.col("device_id").is_in(keys["device_id"].unique().implode()),
         )
-        rows = _typed(candidates).join(keys.lazy(), on=list(_KEYS), how="semi")
+        rows = _typed(candidates).join(keys.lazy(), on=list(ROW_KEY), how="semi")
         # Streaming: the candidates may be many more than the rows, such as where the newest windows are years apart.
         found = rows.collect(engine="streaming").unique(WINDOW_KEY, keep="any")
         return found.sort("window_start", "device_id", descending=[True, False])
@@ -167,7 +168,7 @@ class WindowTable:
         rows = _between(self._lake.scan(WINDOWS), since, until)
         if devices is not None:
             rows = rows.filter(_named_between(*devices))
-        return _typed(latest(rows.select({*columns, *_KEYS})).sort("window_start", "device_id"), columns).collect()
+        return _typed(latest(rows.select({*columns, *ROW_KEY})).sort("window_start", "device_id"), columns).collect()
 
     def revisions(
         self, starts: Collection[datetime], columns: Collection[str], device_id: str | None = None
@@ -261,8 +262,8 @@ def _days(table: DeltaTable) -> list[date]:
 
 
 def _newest_keys(rows: pl.LazyFrame, days: list[date], limit: int) -> pl.DataFrame:
-    """``_KEYS`` of the newest windows, at most ``limit``: day after day backwards, until there are enough."""
-    found = [_none(_KEYS)]
+    """``ROW_KEY`` of the newest windows, at most ``limit``: day after day backwards, until there are enough."""
+    found = [_none(ROW_KEY)]
     missing = limit
     first, count = 0, _FIRST_DAYS
     while first < len(days) and missing > 0:
@@ -272,8 +273,8 @@ def _newest_keys(rows: pl.LazyFrame, days: list[date], limit: int) -> pl.DataFra
         while not starts.is_empty() and missing > 0:
             # These hold as many rows as windows are missing; of a corrected one there are several, so look again.
             taken = starts.filter(pl.col("len").cum_sum() - pl.col("len") < missing)["window_start"]
-            newest = latest(some.filter(pl.col("window_start").is_between(taken.min(), taken.max())).select(_KEYS))
-            found.append(_typed(newest.sort("window_start", "device_id", descending=[True, False]), _KEYS).collect())
+            newest = latest(some.filter(pl.col("window_start").is_between(taken.min(), taken.max())).select(ROW_KEY))
+            found.append(_typed(newest.sort("window_start", "device_id", descending=[True, False]), ROW_KEY).collect())
             missing -= found[-1].height
             starts = starts.slice(len(taken))
         first, count = first + count, count * 2

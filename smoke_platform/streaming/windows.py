@@ -31,6 +31,7 @@ from smoke_platform.adapters.kafka_bulk import KafkaUnreachable, TopicFacts, Top
 from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, Lake, writer_properties
 from smoke_platform.adapters.windows import (
     INDEXED,
+    ROW_KEY,
     WINDOW_COLUMNS,
     WINDOW_KEY,
     WINDOW_TABLE_SCHEMA,
@@ -710,7 +711,7 @@ def audit_windows(settings: Settings, report: LandingReport | None, since: datet
     facts = TopicFacts(report.cluster_id, report.topic_id, tuple(report.positions))
     landed = _known(committed_positions(lake.open(READINGS), facts))
     ahead = sum(max(0, place - landed[number]) for number, place in _known(committed_positions(table, facts)).items())
-    key = [*WINDOW_KEY, "revision"]
+    key = list(ROW_KEY)
     rows = pl.scan_delta(table)
     written = rows.filter(pl.col(WRITTEN_AT) >= max(since, datetime.now(UTC) - AUDITED)).select(key).collect()
     first = written["window_start"].min()

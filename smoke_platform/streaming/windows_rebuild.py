@@ -23,7 +23,15 @@ import polars as pl
 from smoke_platform.adapters.kafka_bulk import TopicWatcher
 from smoke_platform.adapters.lake import PARTITION_COLUMN, READINGS, Lake, sql_condition, sql_literal
 from smoke_platform.adapters.lease import Lease
-from smoke_platform.adapters.windows import WINDOW_KEY, WINDOWS, WRITTEN_AT, WindowTable, intervals_of, stamped
+from smoke_platform.adapters.windows import (
+    ROW_KEY,
+    WINDOW_KEY,
+    WINDOWS,
+    WRITTEN_AT,
+    WindowTable,
+    intervals_of,
+    stamped,
+)
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.windows import DEFAULT, WINDOW_SCHEMA, compute
 from smoke_platform.settings import Settings
@@ -39,7 +47,6 @@ _LEAST_LENGTH = timedelta(minutes=10)
 #: From the start of a piece's last window to the end of its readings, less one slide.
 _OVERLAP = DEFAULT.length - DEFAULT.slide
 _DAY = timedelta(days=1)
-_KEYS = (*WINDOW_KEY, "revision")
 
 
 @dataclass(slots=True)
@@ -140,11 +147,11 @@ def _day(lake: Lake, cut: WindowCut, day: date, *, replace: bool) -> Rebuilt:
 def _mend(lake: Lake, cut: WindowCut, piece: _Piece, computed: pl.DataFrame, found: Rebuilt, *, replace: bool) -> None:
     """Appends what is missing of a piece, replaces what differs, and counts both."""
     table = WindowTable(lake)
-    known = table.between(piece.begin, piece.end, _KEYS, piece.devices)
+    known = table.between(piece.begin, piece.end, ROW_KEY, piece.devices)
     compared = computed.join(known.rename({"revision": "known"}), on=WINDOW_KEY, how="left")
     missing = compared.filter(pl.col("known").is_null() | (pl.col("revision") > pl.col("known"))).drop("known")
     same = compared.filter(pl.col("revision") == pl.col("known")).drop("known")
-    differing = _differing(same, table.rows_of(same.select(_KEYS)))
+    differing = _differing(same, table.rows_of(same.select(ROW_KEY)))
     found.beyond += computed.height - missing.height - same.height
     found.appended += missing.height
     found.differing += differing.height

@@ -25,7 +25,7 @@ import polars as pl
 from smoke_platform.adapters.kafka import BulkReadingProducer, ensure_topics
 from smoke_platform.adapters.kafka_bulk import TopicWatcher
 from smoke_platform.adapters.lake import READINGS, Lake
-from smoke_platform.adapters.windows import WINDOW_KEY, WINDOWS, WRITTEN_AT, WindowTable
+from smoke_platform.adapters.windows import ROW_KEY, WINDOW_KEY, WINDOWS, WRITTEN_AT, WindowTable
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.readings import Reading, Source
 from smoke_platform.domain.windows import compute
@@ -355,8 +355,7 @@ def faults_of(found: pl.DataFrame, expected: pl.DataFrame) -> list[str]:
 def _of_table(settings: Settings) -> list[str]:
     """What is wrong with a table as a whole: a revision twice, or positions that are not those of the readings."""
     faults = []
-    key = [*WINDOW_KEY, "revision"]
-    rows = Lake(settings.lake).scan(WINDOWS).select(key).collect()
+    rows = Lake(settings.lake).scan(WINDOWS).select(ROW_KEY).collect()
     if doubles := rows.height - rows.unique().height:
         faults.append(f"{doubles} rows say a window at a revision again")
     standing = WindowsProbe(settings).standing(10.0)

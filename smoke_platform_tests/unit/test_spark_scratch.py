@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from smoke_platform.adapters import spark
-from smoke_platform.adapters.spark_scratch import Scratch, remove_left
+from smoke_platform.adapters.spark_scratch import Scratch
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.settings import Settings
 
@@ -38,7 +38,7 @@ def test_what_a_crash_left_goes_and_what_lives_stays(tmp_path: Path) -> None:
     finally:
         holder.kill()
         holder.communicate()
-    remove_left(tmp_path)
+    Scratch(tmp_path).remove()
     assert not theirs.exists()
     assert mine.folder.is_dir()
     mine.remove()
