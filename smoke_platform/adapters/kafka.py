@@ -131,7 +131,7 @@ class Cluster:
         if not wanted:
             return {}
         with _speaking(self.brokers):
-            found = [topic for topic in self._admin.describe_topics(wanted) if topic["error_code"] == 0]
+            found = self._known(wanted)
             if not found:
                 return {}
             resources = [ConfigResource(ConfigResourceType.TOPIC, topic["name"]) for topic in found]
@@ -255,12 +255,30 @@ class Cluster:
             raise SmokeError(f"the broker refuses to change topic {topic}: {outcome}")
 
     def delete(self, names: Sequence[str]) -> None:
-        """Deletes topics with their messages; one that does not exist is no fault."""
+        """Deletes topics with their messages, and waits until the broker no longer tells of them.
+
+        One that does not exist is no fault; nor is one that somebody has made anew under its name meanwhile.
+
+        Raises:
+            SmokeError: where the broker still tells of one after the time limit of this connection.
+        """
+        deadline = time.monotonic() + self._timeout_s
         with _speaking(self.brokers):
-            there = set(self._admin.list_topics())
-            doomed = [name for name in names if name in there]
-            if doomed:
-                self._admin.delete_topics(doomed)
+            doomed = {topic["topic_id"]: topic["name"] for topic in self._known(list(names))} if names else {}
+            if not doomed:
+                return
+            self._admin.delete_topics(list(doomed.values()))
+            # The controller answers before the brokers know: one that is busy tells of the topic for seconds.
+            while left := [topic for topic in self._known(list(doomed.values())) if topic["topic_id"] in doomed]:
+                if time.monotonic() >= deadline:
+                    raise SmokeError(
+                        f"{self.brokers} tells of the deleted topic {left[0]['name']} after {self._timeout_s:g} s",
+                        "look into the broker's log; `smoke topics list` shows which topics are there",
+                    )
+                time.sleep(0.02)
+
+    def _known(self, names: list[str]) -> list[Any]:
+        return [topic for topic in self._admin.describe_topics(names) if topic["error_code"] == 0]
 
 
 def _topic_id_text(topic_id: Any) -> str:

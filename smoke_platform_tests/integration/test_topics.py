@@ -19,6 +19,7 @@ from smoke_platform.adapters.kafka import (
     Cluster,
     DeliveryFailed,
     ReadingProducer,
+    TopicMissing,
     ensure_topics,
     partition_of,
     specs_for,
@@ -136,6 +137,20 @@ def test_topic_and_cluster_ids_are_those_that_other_clients_see(
     cluster.delete([topic])
     with pytest.raises(SmokeError, match="smoke topics create"):
         cluster.topic_id(topic)
+
+
+def test_a_deleted_topic_is_gone_when_the_call_returns(cluster: Cluster, make_topic: Callable[..., str]) -> None:
+    """Who makes a topic anew right after would be told that it is there, and write into one that vanishes."""
+    topic = make_topic(partitions=2)
+    busy = TopicSpec(f"busy-{uuid.uuid4().hex[:8]}", 300, 1, {})
+    try:
+        # Not waited for: while the broker makes its files, it hears of nothing else.
+        assert cluster._create_one(busy)
+        cluster.delete([topic])
+        with pytest.raises(TopicMissing, match="smoke topics create"):
+            cluster.topic_id(topic)
+    finally:
+        cluster.delete([busy.name])
 
 
 def test_an_unreachable_broker_is_named_in_bounded_time(free_port: Callable[[], int]) -> None:
