@@ -127,11 +127,8 @@ class Cluster:
 
     def describe(self, names: Iterable[str]) -> dict[str, TopicState]:
         """The named topics as they are; those that do not exist are left out."""
-        wanted = list(names)
-        if not wanted:
-            return {}
         with _speaking(self.brokers):
-            found = self._known(wanted)
+            found = self._known(list(names))
             if not found:
                 return {}
             resources = [ConfigResource(ConfigResourceType.TOPIC, topic["name"]) for topic in found]
@@ -156,10 +153,7 @@ class Cluster:
             TopicMissing: where the topic does not exist.
         """
         with _speaking(self.brokers):
-            (topic,) = self._admin.describe_topics([name])
-        if topic["error_code"] != 0:
-            raise _no_such_topic(name)
-        return _topic_id_text(topic["topic_id"])
+            return _topic_id_text(self._one(name)["topic_id"])
 
     def watermarks(self, topic: str) -> dict[int, tuple[int, int]]:
         """Partition -> (first offset still there, offset after the last).
@@ -168,10 +162,7 @@ class Cluster:
             TopicMissing: where the topic does not exist.
         """
         with _speaking(self.brokers):
-            (state,) = self._admin.describe_topics([topic])
-            if state["error_code"] != 0:
-                raise _no_such_topic(topic)
-            places = [TopicPartition(topic, part["partition_index"]) for part in state["partitions"]]
+            places = [TopicPartition(topic, part["partition_index"]) for part in self._one(topic)["partitions"]]
             low = self._admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.EARLIEST))
             high = self._admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.LATEST))
         return {place.partition: (low[place].offset, high[place].offset) for place in sorted(places)}
@@ -264,7 +255,7 @@ class Cluster:
         """
         deadline = time.monotonic() + self._timeout_s
         with _speaking(self.brokers):
-            doomed = {topic["topic_id"]: topic["name"] for topic in self._known(list(names))} if names else {}
+            doomed = {topic["topic_id"]: topic["name"] for topic in self._known(list(names))}
             if not doomed:
                 return
             self._admin.delete_topics(list(doomed.values()))
@@ -278,7 +269,14 @@ class Cluster:
                 time.sleep(0.02)
 
     def _known(self, names: list[str]) -> list[Any]:
-        return [topic for topic in self._admin.describe_topics(names) if topic["error_code"] == 0]
+        # Asked for none, a broker tells of all.
+        return [topic for topic in self._admin.describe_topics(names) if topic["error_code"] == 0] if names else []
+
+    def _one(self, name: str) -> Any:
+        found = self._known([name])
+        if not found:
+            raise _no_such_topic(name)
+        return found[0]
 
 
 def _topic_id_text(topic_id: Any) -> str:
