@@ -170,6 +170,9 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc] # the package
 
         Args:
             wait: until it has, or for two seconds; else it is on its way.
+
+        Raises:
+            SmokeError: where it waited and the group has not kept them; it keeps none while it decides anew.
         """
         offsets = {
             TopicPartition(self._topics[0], number): OffsetAndMetadata(position, text, -1)
