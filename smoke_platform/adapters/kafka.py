@@ -234,16 +234,27 @@ class Cluster:
         return True
 
     def alter(self, topic: str, config: Mapping[str, str]) -> None:
-        """Sets broker-side configuration of an existing topic; what is not named stays as it is.
+        """Sets broker-side configuration of an existing topic, and waits until the broker tells of it.
+
+        What is not named stays as it is.
 
         Raises:
-            SmokeError: where the broker refuses.
+            SmokeError: where the broker refuses, or tells of other values after the time limit of this connection.
         """
+        deadline = time.monotonic() + self._timeout_s
         resource = ConfigResource(ConfigResourceType.TOPIC, topic, dict(config))
         with _speaking(self.brokers):
             outcome = self._admin.alter_configs([resource])["topic"][topic]
         if outcome != "OK":
             raise SmokeError(f"the broker refuses to change topic {topic}: {outcome}")
+        # As with a deleted one: the controller answers before the brokers know.
+        while (state := self.describe([topic]).get(topic)) is not None and not config.items() <= state.config.items():
+            if time.monotonic() >= deadline:
+                raise SmokeError(
+                    f"{self.brokers} does not tell of the changed topic {topic} after {self._timeout_s:g} s",
+                    "look into the broker's log; `smoke topics list` shows the topics as they are",
+                )
+            time.sleep(0.02)
 
     def delete(self, names: Sequence[str]) -> None:
         """Deletes topics with their messages, and waits until the broker no longer tells of them.

@@ -47,7 +47,8 @@ def settings(tmp_path: Path, broker: EmbeddedBroker, settings_for: Callable[...,
 
 @pytest.fixture(scope="module")
 def cluster(broker: EmbeddedBroker) -> Iterator[Cluster]:
-    with Cluster(broker.bootstrap_servers) as connection:
+    # Some tests keep the broker busy on purpose.
+    with Cluster(broker.bootstrap_servers, timeout_s=120.0) as connection:
         yield connection
 
 
@@ -149,6 +150,18 @@ def test_a_deleted_topic_is_gone_when_the_call_returns(cluster: Cluster, make_to
         cluster.delete([topic])
         with pytest.raises(TopicMissing, match="smoke topics create"):
             cluster.topic_id(topic)
+    finally:
+        cluster.delete([busy.name])
+
+
+def test_an_altered_topic_is_as_asked_when_the_call_returns(cluster: Cluster, make_topic: Callable[..., str]) -> None:
+    """`smoke topics create --alter` would say that what it has just changed is not as the platform needs it."""
+    topic = make_topic(partitions=2)
+    busy = TopicSpec(f"busy-{uuid.uuid4().hex[:8]}", 300, 1, {})
+    try:
+        assert cluster._create_one(busy)
+        cluster.alter(topic, {"retention.ms": "1234567"})
+        assert cluster.describe([topic])[topic].config["retention.ms"] == "1234567"
     finally:
         cluster.delete([busy.name])
 
