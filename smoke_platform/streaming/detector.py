@@ -185,6 +185,8 @@ class Detector:
         self._live.assign(positions)
         self._out.begin_snapshots(sorted(readings))
         self._probe.partitions = sorted(readings)
+        # Nothing is read while the group decides, which takes longer than ``STALLED_S`` where a replica is lost.
+        self._moved_at = time.monotonic()
 
     def _let_go(self, partition: int) -> None:
         self._engine.drop_partition(partition)
