@@ -67,6 +67,10 @@ class Harm:
     def finished(self) -> bool:
         return len(self.done) >= self._kills or not self._thread.is_alive()
 
+    def wait(self, seconds: float) -> None:
+        """Returns when all kills were made, or so many seconds have passed."""
+        self._thread.join(seconds)
+
     def stop(self) -> None:
         """Ends it, whether or not all kills were made."""
         self._stop.set()
