@@ -283,9 +283,10 @@ def watch(
 
     # What becomes over belongs to what a watcher wants to see, whatever the states asked for.
     wanted = _wanted(site, kind, severity, "all" if state == "live" else state, device)
-    deadline = time.monotonic() + duration(for_) if for_ else float("inf")
+    seconds = duration(for_) if for_ else float("inf")
     with AlarmLog(load_settings()) as log:
         log.require_ready()
+        deadline = time.monotonic() + seconds
         seen = log.version
         click.echo(f"{len(log.records()):,} live alarms; what happens from now on:", err=True)
         told = ""
