@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smoke_platform.domain.readings import ReadingRejected, RejectReason, parse_reading
+from smoke_platform.orchestration import names
+from smoke_platform.verification.dagster_http import Run
 from smoke_platform.verification.evidence import compare_sets, differing_columns, wrong_reasons
 from smoke_platform.verification.poison import poisoned_messages
+from smoke_platform.verification.run import _taken_along
 
 SCHEMA = {"topic_id": pl.String, "partition": pl.Int32, "offset": pl.Int64}
 
@@ -60,3 +63,16 @@ def test_every_poisoned_message_is_rejected_for_the_reason_it_was_made_for(seed)
         assert caught.value.reason == reason, value
         seen.add(reason)
     assert seen == set(RejectReason)
+
+
+def test_a_streaming_run_that_a_kill_took_along_is_named_only_where_a_later_one_is_green() -> None:
+    """A landing that never came back after a kill would be excused, or one that the kill broke would fail the proof."""
+
+    def run(number: int, status: str, job: str = names.JOB_LANDING) -> Run:
+        return Run(f"run-{number}", job, status, {})
+
+    broken, green, training = run(1, "FAILURE"), run(2, "SUCCESS"), run(3, "FAILURE", names.JOB_TRAINING)
+    assert _taken_along([training, green, broken]) == {"run-1"}
+    assert _taken_along([broken]) == set()
+    assert _taken_along([run(4, "FAILURE"), green, broken]) == {"run-1"}
+    assert _taken_along([]) == set()
