@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from smoke_platform.adapters.kafka import ensure_topics, partition_of
@@ -33,6 +34,7 @@ from smoke_platform.domain.alarms import (
 from smoke_platform.domain.offsets import MessageId
 from smoke_platform.domain.topics import ALARM_COMMANDS, ALARMS
 from smoke_platform.local.broker import EmbeddedBroker
+from smoke_platform.serving import alarms as serving_alarms
 from smoke_platform.settings import Settings
 from smoke_platform_tests.conftest import CACHE_DIR
 
@@ -40,12 +42,19 @@ TOPIC_ID = "Zt3"
 PARTITIONS = 6
 
 
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], Any], seconds: float = 90.0) -> None:
     """Waits until ``condition`` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def patient_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For modules that import it: the API waits for a slow answer, since how fast a busy machine is proves nothing."""
+    monkeypatch.setattr(serving_alarms, "ANSWER_S", 60.0)
+    monkeypatch.setattr(serving_alarms, "HEALTH_TIMEOUT_S", 30.0)
 
 
 def record(device_id: str = "kitchen-1", kind: Kind = Kind.FIRE, **fields: Any) -> AlarmRecord:
@@ -147,4 +156,4 @@ def private_broker(folder: Path, free_port: Callable[[], int]) -> Iterator[Embed
 
 
 def make_topics(settings: Settings) -> None:
-    ensure_topics(settings)
+    ensure_topics(settings, timeout_s=60.0)

@@ -167,7 +167,7 @@ def run(
         broker.prepare()
         broker.start()
         stack.callback(broker.stop)
-        ensure_topics(private)
+        ensure_topics(private, timeout_s=60.0)
         producer = BulkReadingProducer(private.brokers, private.topic_readings)
         stack.callback(producer.close)
         stream = stream_of(plan)

@@ -19,6 +19,8 @@ from smoke_platform.verification import alarm_kills
 from smoke_platform.verification.alarm_kills import KillPlan
 from smoke_platform.verification.run import private_settings
 
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
 PLAN = KillPlan(seed=11, kills=3, replicas=2, victims=("detector", "absent", "broker"))
 
 

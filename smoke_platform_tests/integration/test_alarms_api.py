@@ -24,6 +24,7 @@ from smoke_platform_tests.alarm_parts import (
     Obeying,
     later,
     make_topics,
+    patient_serving,
     private_broker,
     record,
     until,
@@ -33,6 +34,8 @@ from smoke_platform_tests.integration.test_api import SMOKE_SENSITIVE, TOKEN, Se
 from smoke_platform_tests.scorer_models import logistic_model, publish
 
 pytestmark = pytest.mark.integration
+
+__all__ = ["patient_serving"]
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 HEALTHY = {"state": "running", "partitions": list(range(PARTITIONS)), "lag": 3, "readings_per_second": 50.0}

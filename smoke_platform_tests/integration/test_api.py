@@ -71,14 +71,14 @@ def serving(settings: Settings, extend: Callable[[FastAPI], None] | None = None)
     thread.start()
     try:
         _until(lambda: server.started)
-        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=20) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
             yield Served(client, settings, app)
     finally:
         server.should_exit = True
         thread.join(20)
 
 
-def _until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
+def _until(condition: Callable[[], bool], timeout_s: float = 90.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"

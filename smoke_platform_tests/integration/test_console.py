@@ -32,6 +32,7 @@ from smoke_platform_tests.alarm_parts import (
     Obeying,
     later,
     make_topics,
+    patient_serving,
     private_broker,
     record,
     write,
@@ -41,6 +42,8 @@ from smoke_platform_tests.integration.test_api import SMOKE_SENSITIVE, TOKEN, Se
 from smoke_platform_tests.scorer_models import logistic_model, publish
 
 pytestmark = pytest.mark.integration
+
+__all__ = ["patient_serving"]
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +106,15 @@ def _browser(folder: Path) -> Iterator[Page]:
         port_file = folder / "DevToolsActivePort"
         _until(lambda: port_file.exists() and len(port_file.read_text().split()) == 2, 60)
         port = port_file.read_text().split()[0]
-        pages = [it for it in httpx.get(f"http://127.0.0.1:{port}/json/list").json() if it["type"] == "page"]
-        with connect(pages[0]["webSocketDebuggerUrl"], max_size=None) as link:
+        pages: list[dict[str, Any]] = []
+
+        def opened() -> bool:
+            answer = httpx.get(f"http://127.0.0.1:{port}/json/list", timeout=60)
+            pages[:] = [it for it in answer.json() if it["type"] == "page"]
+            return bool(pages)
+
+        _until(opened)
+        with connect(pages[0]["webSocketDebuggerUrl"], max_size=None, open_timeout=60) as link:
             yield Page(link)
     finally:
         process.send_signal(signal.SIGTERM)
@@ -144,7 +154,7 @@ def test_the_console_shows_the_platform_and_tries_a_reading(api: Served, tmp_pat
     """The first page a newcomer opens must show life and answer a click, without a fault in the browser's log."""
     with _browser(tmp_path) as page:
         page.call("Page.navigate", url=str(api.client.base_url))
-        _until(lambda: page.text("#model-version") == "version 1", 30)
+        _until(lambda: page.text("#model-version") == "version 1")
         assert page.text("#overall") == "ok"
         _until(lambda: "attic" in page.text("#device-rows"))
         assert "<b>kitchen</b>" in page.text("#device-rows"), "what devices send is shown as text"
@@ -172,7 +182,7 @@ def test_the_console_shows_the_windows_of_a_device(api: Served, tmp_path: Path) 
     kitchen = "[...document.querySelectorAll('#device-rows button')].find((it) => it.textContent === '<b>kitchen</b>')"
     with _browser(tmp_path) as page:
         page.call("Page.navigate", url=str(api.client.base_url))
-        _until(lambda: "kitchen" in page.text("#device-rows"), 30)
+        _until(lambda: "kitchen" in page.text("#device-rows"))
         assert page.value("document.querySelector('#windows').hidden") is True
         page.value(f"{kitchen}.click()")
         _until(lambda: ", open" in page.text("#windows-rows"))
@@ -190,7 +200,7 @@ def test_the_api_page_lists_every_endpoint(api: Served, tmp_path: Path) -> None:
         page.call("Page.navigate", url=f"{api.client.base_url}/docs")
         paths = api.client.get("/openapi.json").json()["paths"]
         operations = sum(len(item) for item in paths.values())
-        _until(lambda: page.value("document.querySelectorAll('details').length") == operations, 30)
+        _until(lambda: page.value("document.querySelectorAll('details').length") == operations)
         shown = page.text("#groups")
         for path in paths:
             assert path in shown
@@ -202,9 +212,9 @@ def test_a_lost_service_is_told(tmp_path: Path, settings_for: Callable[..., Sett
     with _browser(tmp_path / "profile") as page:
         with serving(settings_for(tmp_path)) as served:
             page.call("Page.navigate", url=str(served.client.base_url))
-            _until(lambda: page.text("#overall") == "degraded", 30)
+            _until(lambda: page.text("#overall") == "degraded")
             assert "No model" in page.text("#notice")
-        _until(lambda: page.text("#overall") == "not reachable", 30)
+        _until(lambda: page.text("#overall") == "not reachable")
 
 
 # -- alarms ----------------------------------------------------------------------------------------------------
@@ -241,16 +251,16 @@ def test_calm_is_told_only_while_it_is_known(with_alarms: Served, tmp_path: Path
     with _browser(tmp_path / "profile") as page:
         with detector_health(with_alarms.settings.detector_port, HEALTHY):
             page.call("Page.navigate", url=f"{with_alarms.client.base_url}/#alarms")
-            _until(lambda: page.text("#alarm-empty").startswith("No live alarms."), 30)
+            _until(lambda: page.text("#alarm-empty").startswith("No live alarms."))
             assert page.value("document.querySelector('#alarm-problems').hidden") is True
             assert page.value("document.querySelector('#alarm-empty').className") == "empty good"
             _picture(page, tmp_path / "calm.png")
-        _until(lambda: "No detector answers" in page.text("#alarm-problems"), 30)
+        _until(lambda: "No detector answers" in page.text("#alarm-problems"))
         assert "cannot be relied on" in page.text("#alarm-empty")
         assert page.value("document.querySelector('#alarm-empty').className") == "empty unsure"
         assert page.value("document.querySelector('#alarm-problems').hidden") is False
         with detector_health(with_alarms.settings.detector_port, {**HEALTHY, "lag": 54_321}):
-            _until(lambda: "54,321 readings behind" in page.text("#alarm-problems"), 30)
+            _until(lambda: "54,321 readings behind" in page.text("#alarm-problems"))
             assert "cannot be relied on" in page.text("#alarm-empty")
 
 
@@ -269,7 +279,7 @@ def test_alarms_are_shown_and_an_acknowledgement_travels(with_alarms: Served, tm
         detector.knows(fire, tricky, set_aside)
         write(settings, fire, tricky, set_aside, record("attic", Kind.OFFLINE, severity="low"))
         page.call("Page.navigate", url=str(with_alarms.client.base_url))
-        _until(lambda: page.value("document.querySelectorAll('#alarm-rows tr').length") == 3, 30)
+        _until(lambda: page.value("document.querySelectorAll('#alarm-rows tr').length") == 3)
         first = page.text("#alarm-rows tr:first-child")
         for words in (
             "critical",
@@ -281,7 +291,7 @@ def test_alarms_are_shown_and_an_acknowledgement_travels(with_alarms: Served, tm
             "model 0.97",
         ):
             assert words in first, (words, first)
-        assert "3 live (1 critical, 1 high, 1 low), 3 not acknowledged; 1 shelved" in page.text("#alarm-count")
+        _until(lambda: "3 live (1 critical, 1 high, 1 low), 3 not acknowledged; 1 shelved" in page.text("#alarm-count"))
         assert page.value("document.title").startswith("(3)")
         assert TRICKY in page.text("#alarm-rows")
         assert page.value("document.querySelectorAll('#alarm-rows script, #alarm-rows img, #alarm-rows b').length") == 0
@@ -338,7 +348,7 @@ def test_a_flood_of_alarms_does_not_stop_the_page(with_alarms: Served, tmp_path:
         assert "10,000 offline" in page.text("#alarm-more")
         _picture(page, tmp_path / "flood.png")
         _set(page, "#alarm-filter", "flood-77")
-        _until(lambda: "flood-77" in page.text("#alarm-rows tr:first-child"), 30)
+        _until(lambda: "flood-77" in page.text("#alarm-rows tr:first-child"))
         assert page.problems == []
 
 
@@ -347,7 +357,7 @@ def test_alarms_that_cannot_be_read_are_not_called_calm(tmp_path: Path, settings
     with _browser(tmp_path / "profile") as page:
         with serving(settings_for(tmp_path)) as served:
             page.call("Page.navigate", url=str(served.client.base_url))
-            _until(lambda: "not been read yet" in page.text("#alarm-empty"), 30)
+            _until(lambda: "not been read yet" in page.text("#alarm-empty"))
             assert "no Kafka broker" in page.text("#alarm-problems")
             assert page.text("#alarm-count") == "not known yet"
-        _until(lambda: "Whether there are alarms is not known" in page.text("#alarm-empty"), 30)
+        _until(lambda: "Whether there are alarms is not known" in page.text("#alarm-empty"))

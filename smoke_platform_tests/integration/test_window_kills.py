@@ -23,6 +23,7 @@ definition = partial(faults_of_windows, over_only=True, most=5000)
 PLAN = WindowKillPlan(engine="local", seed=11, kills=3, devices=8, seconds=1500)
 
 
+@pytest.mark.timeout(900)
 def test_a_killed_engine_leaves_the_table_of_an_undisturbed_one(
     tmp_path: Path, settings_for: Callable[..., Settings]
 ) -> None:

@@ -23,7 +23,7 @@ from smoke_platform_tests.scorer_models import logistic_model, publish, publish_
 WIDTH = len(features.FEATURE_NAMES)
 
 
-def _until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def _until(condition: Callable[[], bool], timeout_s: float = 90.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true in time"
