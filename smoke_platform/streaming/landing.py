@@ -82,6 +82,8 @@ POLL_S = 0.1
 WANTED_EVERY_S = 10.0
 PAUSE_EVERY_S = 0.5
 BEAT_EVERY_S = 0.5
+#: How long a run that would end asks whether messages wait: the lease is not renewed meanwhile.
+ENDS_TIMEOUT_S = 3.0
 #: Commits between two looks at the table's files.
 TIDY_EVERY_COMMITS = 60
 #: A reader may hold on to a version this long; afterwards the files that only it needs may vanish.
@@ -788,7 +790,7 @@ class Landing:
     ) -> str:
         settings = self._settings
         decoder, committer = stages
-        started = last_message = asked = looked = beaten = time.monotonic()
+        started = self._last_message = asked = looked = beaten = time.monotonic()
         growing, oldest = MessageBatch(), started
         ending = ""
         with BulkConsumer(settings.brokers, settings.topic_readings, report.positions) as consumer:
@@ -798,8 +800,8 @@ class Landing:
                     chunk = consumer.take(POLL_S, self._plan.rows - len(growing))
                     self._reached = advanced(self._reached, _after(chunk))
                     if len(chunk):
-                        last_message = time.monotonic()
-                        oldest = oldest if len(growing) else last_message
+                        self._last_message = time.monotonic()
+                        oldest = oldest if len(growing) else self._last_message
                         growing.extend(chunk)
                     else:
                         growing.ends.update(chunk.ends)
@@ -811,7 +813,7 @@ class Landing:
                 if now - beaten >= BEAT_EVERY_S and not self._stuck():
                     lease.beat()
                     beaten = now
-                ending = ending or self._reason_to_end(now, started, last_message, growing, pending)
+                ending = ending or self._reason_to_end(now, started, growing, pending)
                 if not ending and now - looked >= PAUSE_EVERY_S:
                     looked = now
                     ending = "paused" if paused(settings) is not None else ""
@@ -832,7 +834,7 @@ class Landing:
                         return ending
 
     def _reason_to_end(
-        self, now: float, started: float, last_message: float, growing: MessageBatch, pending: deque[Future[Progress]]
+        self, now: float, started: float, growing: MessageBatch, pending: deque[Future[Progress]]
     ) -> str:
         self._companions.check()
         if self._stop.is_set():
@@ -840,9 +842,21 @@ class Landing:
         if now - started >= self._settings.stream_max_seconds:
             return "time is up"
         quiet = not len(growing) and not pending and self._companions.quiet
-        if quiet and not self._once and now - last_message >= self._settings.stream_idle_seconds:
-            return "idle"
+        if quiet and not self._once and now - self._last_message >= self._settings.stream_idle_seconds:
+            if not self._messages_wait():
+                return "idle"
+            # The consumer has not come to them yet: its first fetch may take longer than the idle time.
+            self._last_message = now
         return ""
+
+    def _messages_wait(self) -> bool:
+        """Whether the topic holds what was not read yet; so it is not where the broker does not say."""
+        try:
+            marks = self._watcher.watermarks(self._facts_at_start.partitions, ENDS_TIMEOUT_S)
+        except KafkaUnreachable:
+            # The topic may be gone for good; the next run is told of it when it begins.
+            return False
+        return any(end > max(start, self._reached.get(number, 0)) for number, (start, end) in marks.items())
 
     def _gap(self, growing: MessageBatch) -> bool:
         """Whether a partition ends with offsets that hold no message: the position moves past them."""

@@ -489,7 +489,9 @@ class WindowEngine:
                 until = heard.until(cut.positions) if caught_up else None
                 self._append(cut, until, positions_too=ending)
                 self._fault = None
-                self._quiet = caught_up and self._has_all(cut)
+                with self._news:
+                    # Nothing may land between the look and what is said of it.
+                    self._quiet = caught_up and self._has_all(cut)
             self._step = None
             if ending:
                 return

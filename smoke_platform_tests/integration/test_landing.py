@@ -23,7 +23,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from smoke_platform.adapters.kafka import Cluster, ensure_topics
-from smoke_platform.adapters.kafka_bulk import TopicWatcher
+from smoke_platform.adapters.kafka_bulk import TopicFacts, TopicWatcher
 from smoke_platform.adapters.lake import READINGS, READINGS_COLUMNS, READINGS_SCHEMA, Lake
 from smoke_platform.adapters.lease import LeaseHeld, probe
 from smoke_platform.cli.main import root
@@ -35,7 +35,16 @@ from smoke_platform.orchestration import landing as orchestration
 from smoke_platform.orchestration import names
 from smoke_platform.settings import Settings
 from smoke_platform.streaming import landing
-from smoke_platform.streaming.landing import Fenced, LandedTable, Landing, LandingReport, LostReadings, StandingProbe
+from smoke_platform.streaming.landing import (
+    Companion,
+    Fenced,
+    LandedBatch,
+    LandedTable,
+    Landing,
+    LandingReport,
+    LostReadings,
+    StandingProbe,
+)
 from smoke_platform_tests.waiting import wait_for
 
 pytestmark = pytest.mark.integration
@@ -113,7 +122,7 @@ def letters(settings: Settings) -> list[tuple[dict[str, bytes], bytes | None]]:
         numbers = list(consumer.list_topics(topic, 10).topics[topic].partitions)
         consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
         ends = 0
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while ends < len(numbers):
             assert time.monotonic() < deadline
             for message in consumer.consume(1000, 0.2):
@@ -133,11 +142,11 @@ def land_once(settings: Settings, run_id: str = "test") -> LandingReport:
 class InBackground:
     """A landing in a thread of its own."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *companions: Companion) -> None:
         self.stop = threading.Event()
         self.report: LandingReport | None = None
         self.error: BaseException | None = None
-        self._landing = Landing(settings, "background", stop=self.stop)
+        self._landing = Landing(settings, "background", stop=self.stop, companions=companions)
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
@@ -154,8 +163,12 @@ class InBackground:
         self.stop.set()
         self.join()
 
+    @property
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
+
     def join(self) -> None:
-        self._thread.join(60)
+        self._thread.join(180)
         assert not self._thread.is_alive()
 
 
@@ -248,6 +261,7 @@ def start_writer(settings: Settings) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", WRITER], env=environment, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.timeout(900)  # each writer is a program of its own, which starts slowly where others have the processors
 def test_kill_at_any_moment_loses_and_doubles_nothing(platform: Settings) -> None:
     """kill -9 of the writer, again and again, while it reads, sends letters, writes files and commits."""
     rng = random.Random(SEED)  # noqa: S311 - reproducible on purpose
@@ -345,16 +359,71 @@ def test_second_writer_is_refused_by_the_table_itself(platform: Settings) -> Non
     assert lake.scan(READINGS).collect().height == 2
 
 
+class StartsWith:
+    """A companion that does nothing but hold its run up until the other one has opened the table, too."""
+
+    def __init__(self, both: threading.Barrier) -> None:
+        self._both = both
+
+    def start(self, facts: TopicFacts) -> None:
+        self._both.wait(120)
+
+    def landed(self, batch: LandedBatch) -> None: ...
+
+    def check(self) -> None: ...
+
+    @property
+    def quiet(self) -> bool:
+        return True
+
+    @property
+    def stuck(self) -> bool:
+        return False
+
+    def stop(self, *, finish: bool = False) -> None: ...
+
+    def ended(self, timeout_s: float) -> bool:
+        return True
+
+
 def test_two_runs_at_once_land_everything_once(platform: Settings) -> None:
     """Two hosts that share a lake have two leases: then the table alone keeps order."""
     places = produce(platform.brokers, platform.topic_readings, readings(20_000))
     other = platform.model_copy(update={"home": platform.home.parent / "other", "lake_url": platform.lake})
-    runs = [InBackground(platform), InBackground(other)]
+    both = threading.Barrier(2)
+    runs = [InBackground(platform, StartsWith(both)), InBackground(other, StartsWith(both))]
+    standing_of = StandingProbe(platform)
     with runs[0], runs[1]:
-        wait_for(lambda: sum(StandingProbe(platform).standing().lag.values()) == 0, 60)
+        # Each may fence the other, and then neither goes on.
+        wait_for(
+            lambda: (
+                all(run.has_ended for run in runs)
+                or (any(run.has_ended for run in runs) and sum(standing_of.standing().lag.values()) == 0)
+            )
+        )
+    land_once(platform)
     assert landed_places(platform) == sorted(places)
     assert all(run.error is None or isinstance(run.error, Fenced) for run in runs)
     assert any(isinstance(run.error, Fenced) for run in runs)
+
+
+def test_a_run_ends_for_want_of_readings_only_where_none_wait(
+    platform: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first fetch that takes longer than the idle time would end run after run, and nothing would ever land."""
+    take = landing.BulkConsumer.take
+    nothing_yet = iter(range(5))
+
+    def slow(consumer: landing.BulkConsumer, *arguments: Any) -> landing.MessageBatch:
+        if next(nothing_yet, None) is not None:
+            time.sleep(0.05)
+            return landing.MessageBatch()
+        return take(consumer, *arguments)
+
+    monkeypatch.setattr(landing.BulkConsumer, "take", slow)
+    produce(platform.brokers, platform.topic_readings, readings(10))
+    report = Landing(platform.model_copy(update={"stream_idle_seconds": 0.01}), "test").run()
+    assert (report.ended, report.total().rows) == ("idle", 10)
 
 
 def test_second_run_on_the_same_machine_waits_outside(platform: Settings) -> None:
@@ -457,6 +526,9 @@ def test_offsets_without_messages_are_passed(platform: Settings) -> None:
             producer.produce(topic, one.to_json(), partition=0)
         producer.flush(30)
         end(30)
+    # Commit and abort return before the broker has written their markers, three beside the thirty messages.
+    watcher = TopicWatcher(platform.brokers, topic)
+    wait_for(lambda: watcher.watermarks([0])[0][1] == 33)
     report = land_once(platform)
     assert report.total().rows == 30
     standing_of = StandingProbe(platform)

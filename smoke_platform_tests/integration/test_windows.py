@@ -86,12 +86,18 @@ def land(settings: Settings, *, later: timedelta = timedelta(0)) -> LandingRepor
 class InBackground:
     """A landing with its windows in a thread of its own."""
 
-    def __init__(self, settings: Settings, *, later: timedelta = timedelta(0)) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        later: timedelta = timedelta(0),
+        on_commit: Callable[[landing.Progress], None] | None = None,
+    ) -> None:
         self.stop = threading.Event()
         self.windows = WindowEngine(settings, now=lambda: datetime.now(UTC) + later)
         self.error: BaseException | None = None
         self.report: LandingReport | None = None
-        self._landing = Landing(settings, "background", stop=self.stop, companions=[self.windows])
+        self._landing = Landing(settings, "background", stop=self.stop, on_commit=on_commit, companions=[self.windows])
         self._thread = threading.Thread(target=self._run)
 
     def _run(self) -> None:
@@ -109,8 +115,14 @@ class InBackground:
         self.join()
 
     def join(self) -> None:
-        self._thread.join(60)
+        self._thread.join(180)
         assert not self._thread.is_alive()
+
+    def done_with(self, count: int) -> bool:
+        """Whether so many readings have landed and nothing is left to do for their windows."""
+        # Both at once: a batch can be seen in the lake before the engine is told of it, and until then it is quiet.
+        with self.windows._news:
+            return sum(self.windows._landed.values()) == count and self.windows.quiet
 
 
 def readings(settings: Settings) -> pl.DataFrame:
@@ -233,9 +245,17 @@ def test_silence_ends_the_windows_of_a_device(platform: Settings) -> None:
 def test_silence_is_not_judged_while_readings_wait(platform: Settings) -> None:
     """After an outage of an hour every device would be taken for silent, its windows appended again and again."""
     produce(platform, stream(3, range(900)))
-    with InBackground(platform.model_copy(update={"batch_rows": 50}), later=timedelta(hours=1)) as run:
-        wait_for(lambda: run.windows.quiet and _landed(platform) == 2700)
+
+    def some_windows_first(_progress: landing.Progress) -> None:
+        # Or all may have landed before the engine looks for the first time, and it never looks while readings wait.
+        if _landed(platform) >= 1350:
+            wait_for(lambda: not rows(platform).is_empty())
+
+    settings = platform.model_copy(update={"batch_rows": 50})
+    with InBackground(settings, later=timedelta(hours=1), on_commit=some_windows_first) as run:
+        wait_for(lambda: run.done_with(2700))
         assert run.windows.drain().commits > 1
+    assert run.error is None
     check(platform, silent=True)
     # By their clocks, or by silence when everything had been taken; before that, they would have grown afterwards.
     assert rows(platform).height == windows(platform).height
@@ -267,7 +287,7 @@ def test_a_slow_engine_never_holds_up_landing(platform: Settings, monkeypatch: p
     gate = threading.Event()
 
     def blocked(*arguments: Any, **options: Any) -> pl.DataFrame:
-        assert gate.wait(60)
+        assert gate.wait(240)
         return compute(*arguments, **options)
 
     monkeypatch.setattr(engine, "compute", blocked)
@@ -286,27 +306,29 @@ def test_a_slow_engine_never_holds_up_landing(platform: Settings, monkeypatch: p
         wait_for(lambda: _landed(platform) == len(sent))
         assert rows(platform).is_empty()
         gate.set()
-        wait_for(lambda: run.windows.quiet)
+        wait_for(lambda: run.done_with(len(sent)))
         assert run.windows.drain().behind == 0
     check(platform)
 
 
 def test_a_fault_of_the_windows_leaves_landing_alone(platform: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A window that cannot be computed must not keep readings from landing; it is told, and tried again."""
-    faults = iter(range(2))
+    mended = threading.Event()
 
     def faulty(*arguments: Any, **options: Any) -> pl.DataFrame:
-        if next(faults, None) is not None:
+        if not mended.is_set():
             raise ArithmeticError("no such number")
         return compute(*arguments, **options)
 
     monkeypatch.setattr(engine, "compute", faulty)
     monkeypatch.setattr(engine, "FIRST_PAUSE_S", 0.3)
+    monkeypatch.setattr(engine, "LONGEST_PAUSE_S", 0.3)
     produce(platform, stream(2, range(600)))
     with InBackground(platform) as run:
         wait_for(lambda: run.windows.drain().fault == "no such number")
         assert not run.windows.quiet
-        wait_for(lambda: run.windows.quiet)
+        mended.set()
+        wait_for(lambda: run.done_with(1200))
         assert run.windows.drain().fault == ""
     assert run.error is None
     check(platform)
@@ -355,7 +377,7 @@ def test_files_stay_few_and_rows_the_same(platform: Settings, monkeypatch: pytes
         for first in range(0, len(sent), 120):
             produce(platform, sent[first : first + 120])
             there = min(first + 120, len(sent))
-            wait_for(lambda there=there: _landed(platform) == there and run.windows.quiet)
+            wait_for(lambda there=there: run.done_with(there))
     table = Lake(platform.lake).open(WINDOWS)
     assert table.version() > 15
     assert len(table.file_uris()) < 10
@@ -508,7 +530,9 @@ def test_dagster_shows_windows_and_names_who_is_hot(platform: Settings, tmp_path
         ]
         values = [{name: entry.value for name, entry in each.metadata.items()} for each in shown]
         assert sum(each["rows"] for each in values) == rows(settings).height == 33
-        assert sum(values[-1]["positions"].values()) == 2100
+        # A run that takes long tells the windows in several parts, and where they stand only beside windows.
+        assert 0 < sum(values[-1]["positions"].values()) <= 2100
+        assert sum(WindowsProbe(settings).standing().positions.values()) == 2100
         checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
         assert checks[orchestration.CHECK_WINDOWS].passed
         assert checks[orchestration.CHECK_WINDOWS].metadata["rows_looked_at"].value == 33
