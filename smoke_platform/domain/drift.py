@@ -442,7 +442,8 @@ def jensen_shannon(p: float, q: float) -> float:
     """Jensen-Shannon distance of two shares (each of "so" and "not so"), 0..sqrt(ln 2)."""
 
     def divergence(share: float, middle: float) -> float:
-        return share * float(np.log(share / middle)) if share > 0 else 0.0
+        # Half of the smallest number there is becomes 0: what such a share adds is nothing that could be told.
+        return share * float(np.log(share / middle)) if share > 0 and middle > 0 else 0.0
 
     middle = (p + q) / 2
     total = sum(divergence(s, middle) + divergence(1 - s, 1 - middle) for s in (p, q))
