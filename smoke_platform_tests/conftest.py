@@ -17,16 +17,23 @@ from typing import Any
 import hypothesis
 import pytest
 
+from smoke_platform.local import ports
 from smoke_platform.local.broker import EmbeddedBroker
 from smoke_platform.local.ports import free_ports
 from smoke_platform.settings import Settings, load_settings
 
-# How fast an example runs says how busy the machine is; the benchmarks measure speed.
-hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# How fast an example runs says how busy the machine is; the benchmarks measure speed. The same examples each time, so
+# that a change is judged by what it changes; `pytest --hypothesis-profile=search` looks for new ones.
+PATIENCE: dict[str, Any] = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("patient", derandomize=True, **PATIENCE)
+hypothesis.settings.register_profile("search", **PATIENCE)
 hypothesis.settings.load_profile("patient")
 
-#: Read before the guard below empties the environment: both say where this machine keeps large files.
+#: Read before the guard below empties the environment: they say where this machine keeps large files.
 DATA_DIR = os.environ.get("SMOKE_DATA_DIR", "")
+#: "1/3": the second of three processes that run tests side by side; see deploy/run-tests.
+NUMBER, _, OF = os.environ.get("SMOKE_TEST_PORTS", "0/1").partition("/")
+ports.FREE_RANGE = ports.FREE_RANGE[int(NUMBER) :: int(OF)]
 CACHE_DIR = Path(os.environ.get("SMOKE_CACHE_DIR", "") or "~/.cache/smoke-platform").expanduser().absolute()
 OWN_VARIABLES = ("SMOKE_", "KAFKA_", "ML_", "POSTGRES_", "DAGSTER_", "MLFLOW_", "SPARK_")
 
@@ -38,6 +45,21 @@ def _untouched_by_the_surroundings(tmp_path_factory: pytest.TempPathFactory) -> 
         for name in [name for name in os.environ if name.startswith(OWN_VARIABLES)]:
             patch.delenv(name)
         patch.chdir(tmp_path_factory.mktemp("cwd"))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient_probes() -> Iterator[None]:
+    """Where landing stands is waited for: a busy machine's broker may take longer to answer than a sensor waits."""
+    from smoke_platform.streaming.landing import StandingProbe
+    from smoke_platform.streaming.records_landing import RecordsProbe
+    from smoke_platform.streaming.windows import WindowsProbe
+
+    with pytest.MonkeyPatch.context() as patch:
+        for method in (StandingProbe.standing, RecordsProbe.standings, WindowsProbe.standing):
+            # Their only default is the timeout in seconds.
+            assert method.__defaults__ == (3.0,)
+            patch.setattr(method, "__defaults__", (60.0,))
         yield
 
 

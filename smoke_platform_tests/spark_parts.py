@@ -6,6 +6,7 @@ Belongs here: input that has everything that goes wrong, and what must be true a
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -132,7 +133,9 @@ def letters(settings: Settings) -> list[tuple[tuple[int, int], dict[str, bytes],
         numbers = list(consumer.list_topics(topic, 10).topics[topic].partitions)
         consumer.assign([TopicPartition(topic, number, 0) for number in numbers])
         ends = 0
+        deadline = time.monotonic() + 120
         while ends < len(numbers):
+            assert time.monotonic() < deadline, "the dead letters' end was not reached"
             for message in consumer.consume(1000, 0.2):
                 if message.error() is not None:
                     ends += 1

@@ -93,21 +93,23 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drift_monitor, "draw_drift", lambda *_args, **_more: DrawnDrift("", {}, 0.0, {}))
 
 
+#: The simulator tells the same of the same days. On some other days its chance has an ordinary day look like drift.
+START = datetime(2024, 5, 14, tzinfo=UTC)
+DAY = START.date()
+
+
 def _training() -> pl.DataFrame:
-    return simulated(8, today() - timedelta(days=9), 24, fires_per_device_day=6)
+    return simulated(8, START - timedelta(days=8), 24, fires_per_device_day=6)
 
 
-def _yesterday(devices: int = 6, **more: Any) -> pl.DataFrame:
-    return as_landed(simulated(devices, today() - timedelta(days=1), 24, **more))
-
-
-YESTERDAY = (today() - timedelta(days=1)).date()
+def _the_day(devices: int = 6, **more: Any) -> pl.DataFrame:
+    return as_landed(simulated(devices, START, 24, **more))
 
 
 @pytest.mark.parametrize("job", [names.JOB_DRIFT, names.JOB_QUALITY, names.JOB_PERFORMANCE, names.JOB_HISTORY])
 def test_an_empty_platform_is_neither_red_nor_green(bench: Bench, job: str) -> None:
     """Or a newcomer's first day is full of failed runs, or of ticks that nothing stands behind."""
-    told = bench.run(job, YESTERDAY.isoformat() if job == names.JOB_DRIFT else None)
+    told = bench.run(job, DAY.isoformat() if job == names.JOB_DRIFT else None)
     assert told.success
     assert told.materialised is None
     assert told.checks == {}
@@ -119,8 +121,8 @@ def test_an_empty_platform_is_neither_red_nor_green(bench: Bench, job: str) -> N
 def test_an_ordinary_day_has_not_drifted(bench: Bench) -> None:
     """Or the check wakes somebody every morning."""
     publish_champion(bench.settings, _training())
-    land(bench.settings, _yesterday())
-    told = bench.run(names.JOB_DRIFT, YESTERDAY.isoformat())
+    land(bench.settings, _the_day())
+    told = bench.run(names.JOB_DRIFT, DAY.isoformat())
     assert told.checks == dict.fromkeys(drift_monitor.CHECKS, True)
     assert told.materialised is not None
     page = Path(told.materialised["file"])
@@ -128,7 +130,7 @@ def test_an_ordinary_day_has_not_drifted(bench: Bench) -> None:
     assert told.materialised["report"] == f"{bench.settings.api_url}/reports/drift/{page.name}"
     assert "drift_within_limits" in told.materialised["summary"]
     data: Any = report_data(bench.settings, "drift")
-    assert data["day"] == YESTERDAY.isoformat()
+    assert data["day"] == DAY.isoformat()
     assert {column["column"] for column in data["columns"]} == set(FEATURE_NAMES)
     evidently = data["evidently"]
     # On the same rows the two agree; on the whole day ours differs by what a sample is off.
@@ -143,14 +145,14 @@ def test_an_ordinary_day_has_not_drifted(bench: Bench) -> None:
 def test_a_day_of_other_sensors_has_drifted(bench: Bench) -> None:
     """Or a model trained for one kind of sensor goes on judging another in silence."""
     publish_champion(bench.settings, _training())
-    odd = _yesterday().with_columns(
+    odd = _the_day().with_columns(
         pl.col("temperature_c") + 15,
         pl.col("humidity_pct") * 0.3,
         *(pl.col(name) * 4 + 20 for name in ("pm1_0", "pm2_5", "nc0_5", "nc1_0", "nc2_5")),
         *(pl.lit(None, pl.Float64).alias(name) for name in ("tvoc_ppb", "raw_h2", "raw_ethanol")),
     )
     land(bench.settings, odd)
-    told = bench.run(names.JOB_DRIFT, YESTERDAY.isoformat())
+    told = bench.run(names.JOB_DRIFT, DAY.isoformat())
     assert told.success
     assert told.checks["drift_within_limits"] is False
     # The fleet has drifted, which is no oddity of any one device.
@@ -167,7 +169,7 @@ def test_a_day_of_other_sensors_has_drifted(bench: Bench) -> None:
 def test_one_odd_device_is_named_and_does_not_make_the_fleet_drift(bench: Bench) -> None:
     """Or one detector that somebody has put above a stove lets the whole fleet be trained anew."""
     publish_champion(bench.settings, _training())
-    frame = _yesterday()
+    frame = _the_day()
     moved = pl.col("device_id") == frame["device_id"].min()
     odd = frame.with_columns(
         pl.when(moved).then(pl.col(name) * 5 + 60).otherwise(pl.col(name)).alias(name)
@@ -177,7 +179,7 @@ def test_one_odd_device_is_named_and_does_not_make_the_fleet_drift(bench: Bench)
         for name in ("tvoc_ppb", "raw_h2", "raw_ethanol", "humidity_pct")
     )
     land(bench.settings, odd)
-    told = bench.run(names.JOB_DRIFT, YESTERDAY.isoformat())
+    told = bench.run(names.JOB_DRIFT, DAY.isoformat())
     assert told.checks["no_odd_devices"] is False
     assert told.checks["drift_within_limits"] is True
     data: Any = report_data(bench.settings, "drift")
@@ -191,11 +193,11 @@ def test_one_odd_device_is_named_and_does_not_make_the_fleet_drift(bench: Bench)
 def test_a_day_in_parts_is_judged_like_the_day_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a large fleet, which is read part by part, gets another verdict than a small one."""
     publish_champion(bench.settings, _training())
-    land(bench.settings, _yesterday(devices=3))
-    drift_monitor.drift_report(bench.settings, YESTERDAY, datetime.now(UTC))
+    land(bench.settings, _the_day(devices=3))
+    drift_monitor.drift_report(bench.settings, DAY, datetime.now(UTC))
     whole: Any = report_data(bench.settings, "drift")
     monkeypatch.setattr(drift_monitor, "ROWS_AT_ONCE", 9_000)
-    drift_monitor.drift_report(bench.settings, YESTERDAY, datetime.now(UTC))
+    drift_monitor.drift_report(bench.settings, DAY, datetime.now(UTC))
     parts: Any = report_data(bench.settings, "drift")
     assert len(parts["devices"]) == 3
     assert _numbers(parts) == pytest.approx(_numbers(whole), rel=1e-9)
@@ -207,8 +209,8 @@ def test_a_model_that_calls_everything_fire_is_still_compared(bench: Bench, monk
     """Or the worst of all models leaves no quiet row to compare, and so no report."""
     monkeypatch.setattr(monitoring_lake, "BIAS", 50.0)
     publish_champion(bench.settings, _training())
-    land(bench.settings, _yesterday(devices=2))
-    told = bench.run(names.JOB_DRIFT, YESTERDAY.isoformat())
+    land(bench.settings, _the_day(devices=2))
+    told = bench.run(names.JOB_DRIFT, DAY.isoformat())
     assert told.checks["predictions_within_limits"] is False
     assert told.materialised is not None
     assert told.materialised["rows_compared"] == told.materialised["rows_of_the_day"]
@@ -229,8 +231,8 @@ def _numbers(data: Any) -> dict[str, float]:
 def test_more_labelled_fire_than_in_training_is_target_drift(bench: Bench) -> None:
     """Or the world burns more often than the model was told, and nobody asks why."""
     publish_champion(bench.settings, _training())
-    land(bench.settings, _yesterday(devices=2).with_columns(fire_alarm=pl.col("event_time").dt.hour() < 8))
-    told = bench.run(names.JOB_DRIFT, YESTERDAY.isoformat())
+    land(bench.settings, _the_day(devices=2).with_columns(fire_alarm=pl.col("event_time").dt.hour() < 8))
+    told = bench.run(names.JOB_DRIFT, DAY.isoformat())
     assert told.checks["targets_within_limits"] is False
     assert told.materialised is not None
     assert told.materialised["labelled_fire_share"] == pytest.approx(1 / 3, abs=0.01)
@@ -239,8 +241,8 @@ def test_more_labelled_fire_than_in_training_is_target_drift(bench: Bench) -> No
 def test_a_few_hours_make_a_report_but_no_verdict(bench: Bench) -> None:
     """Or the first hour of a new platform is compared with whole days, and fails for the time of day."""
     publish_champion(bench.settings, _training())
-    land(bench.settings, as_landed(simulated(6, today() - timedelta(hours=24), 1)))
-    told = bench.run(names.JOB_DRIFT, YESTERDAY.isoformat())
+    land(bench.settings, as_landed(simulated(6, START, 1)))
+    told = bench.run(names.JOB_DRIFT, DAY.isoformat())
     assert told.materialised is not None
     assert told.materialised["hours_covered"] == 1
     assert told.checks == {}
@@ -250,19 +252,19 @@ def test_a_few_hours_make_a_report_but_no_verdict(bench: Bench) -> None:
 def test_a_champion_without_a_snapshot_and_a_tampered_one(bench: Bench) -> None:
     """Or drift is measured against nothing, or with a model that somebody has changed."""
     publish_champion(bench.settings, None)
-    land(bench.settings, _yesterday(devices=1))
-    told = bench.run(names.JOB_DRIFT, YESTERDAY.isoformat())
+    land(bench.settings, _the_day(devices=1))
+    told = bench.run(names.JOB_DRIFT, DAY.isoformat())
     assert told.observed is not None
     assert "training snapshot" in told.observed["reason"]
     model = bench.settings.models_dir / "1" / "model.onnx"
     model.write_bytes(model.read_bytes() + b"x")
     with pytest.raises(ModelRefused):
-        drift_monitor.drift_report(bench.settings, YESTERDAY, datetime.now(UTC))
+        drift_monitor.drift_report(bench.settings, DAY, datetime.now(UTC))
 
 
 def test_reports_are_kept_in_a_bounded_number(bench: Bench) -> None:
     """Or the reports of a year fill the disk."""
-    land(bench.settings, _yesterday(devices=1))
+    land(bench.settings, _the_day(devices=1))
     told = [bench.run(names.JOB_HISTORY) for _ in range(3)]
     assert [t.materialised and t.materialised["reports_removed"] for t in told] == [0, 0, 1]
     assert len(list((bench.settings.reports_dir / "history").glob("*.html"))) == 2
@@ -309,7 +311,7 @@ def test_a_fleet_gone_silent_fails_the_checks(bench: Bench) -> None:
 def test_performance_on_readings_of_known_truth(bench: Bench) -> None:
     """Or a model that has stopped finding fires keeps its place."""
     publish_champion(bench.settings, None)
-    land(bench.settings, _yesterday(fires_per_device_day=6))
+    land(bench.settings, _the_day(fires_per_device_day=6))
     told = bench.run(names.JOB_PERFORMANCE)
     assert told.materialised is not None
     assert told.materialised["accuracy"] > 0.9
@@ -327,7 +329,7 @@ def test_performance_on_readings_of_known_truth(bench: Bench) -> None:
 def test_what_the_detector_logged_is_judged_and_not_what_the_model_would_say_today(bench: Bench) -> None:
     """Or a detector that served an old or broken model all night is judged by a model it never had."""
     publish_champion(bench.settings, None)
-    frame = _yesterday(devices=2, fires_per_device_day=6)
+    frame = _the_day(devices=2, fires_per_device_day=6)
     land(bench.settings, frame)
     late = frame["event_time"] > frame["event_time"].max() - timedelta(hours=6)
     # The champion, version 1, wrote nonsense for the last six hours; version 0 before it was right.
@@ -349,7 +351,7 @@ def test_what_the_detector_logged_is_judged_and_not_what_the_model_would_say_tod
 def test_an_operators_verdict_overrules_what_a_device_says(bench: Bench) -> None:
     """Or a device that calls steam a fire makes the model wrong that did not fall for it."""
     publish_champion(bench.settings, None)
-    frame = _yesterday(devices=1).with_columns(source=pl.lit("device"), fire_alarm=pl.lit(False))
+    frame = _the_day(devices=1).with_columns(source=pl.lit("device"), fire_alarm=pl.lit(False))
     begins, ends = (frame["event_time"].min() + timedelta(hours=hour) for hour in (20, 21))
     covered = frame["event_time"].is_between(begins, ends)
     land(bench.settings, frame.with_columns(fire_alarm=pl.Series(covered)))
@@ -367,7 +369,7 @@ def test_an_operators_verdict_overrules_what_a_device_says(bench: Bench) -> None
 def test_verdicts_alone_make_no_accuracy(bench: Bench) -> None:
     """Or one false alarm a year on devices without labels reads as a model that is always wrong."""
     publish_champion(bench.settings, None)
-    frame = _yesterday(devices=1).with_columns(source=pl.lit("device"), fire_alarm=pl.lit(None, pl.Boolean))
+    frame = _the_day(devices=1).with_columns(source=pl.lit("device"), fire_alarm=pl.lit(None, pl.Boolean))
     land(bench.settings, frame)
     begins = frame["event_time"].min() + timedelta(hours=20)
     log_alarm(bench.settings, frame["device_id"][0], begins, begins + timedelta(minutes=5), "false_alarm")
@@ -381,7 +383,7 @@ def test_verdicts_alone_make_no_accuracy(bench: Bench) -> None:
 def test_fires_missed_and_the_delay_of_alarms_are_counted(bench: Bench) -> None:
     """Or a detector that answers after ten minutes, or never, looks as good as its rows."""
     publish_champion(bench.settings, None)
-    frame = _yesterday(devices=1)
+    frame = _the_day(devices=1)
     noon = frame["event_time"].min().replace(hour=13, minute=0, second=0, microsecond=0)
     fires = [(noon + timedelta(hours=h), noon + timedelta(hours=h, minutes=10)) for h in (0, 2, 4)]
     burns = pl.any_horizontal(pl.col("event_time").is_between(*fire) for fire in fires)
@@ -404,21 +406,23 @@ def test_fires_missed_and_the_delay_of_alarms_are_counted(bench: Bench) -> None:
 def test_many_signs_of_drift_are_told_beside_the_performance(bench: Bench) -> None:
     """Or the two reports say that all is well and that nothing is, and nobody reads both."""
     publish_champion(bench.settings, None)
-    land(bench.settings, _yesterday(devices=1))
+    land(bench.settings, _the_day(devices=1))
     assert "drift_indicators_at_most_3" not in bench.run(names.JOB_PERFORMANCE).checks
     now = datetime.now(UTC)
     reports = monitors.store(bench.settings)
     signs = ["data", "scores", "calls", "target"]
-    reports.write("drift", "", {"day": YESTERDAY, "champion": "1", "indicators": signs}, moment=now)
+    # Of the real yesterday: older reports say nothing of the model as it is.
+    yesterday = (today() - timedelta(days=1)).date()
+    reports.write("drift", "", {"day": yesterday, "champion": "1", "indicators": signs}, moment=now)
     assert bench.run(names.JOB_PERFORMANCE).checks["drift_indicators_at_most_3"] is False
-    reports.write("drift", "", {"day": YESTERDAY, "champion": "0", "indicators": signs}, moment=now)
+    reports.write("drift", "", {"day": yesterday, "champion": "0", "indicators": signs}, moment=now)
     assert "drift_indicators_at_most_3" not in bench.run(names.JOB_PERFORMANCE).checks
 
 
 def test_a_model_that_is_wrong_fails_gravely(bench: Bench) -> None:
     """Or a useless champion is a yellow mark among others."""
     publish_champion(bench.settings, None)
-    frame = _yesterday(devices=3)
+    frame = _the_day(devices=3)
     land(bench.settings, frame.with_columns(fire_alarm=pl.lit(True)))
     outcome = performance_monitor.model_performance(bench.settings, datetime.now(UTC))
     assert isinstance(outcome, monitors.Outcome)
@@ -429,7 +433,7 @@ def test_a_model_that_is_wrong_fails_gravely(bench: Bench) -> None:
 def test_readings_without_truth_are_not_scored(bench: Bench) -> None:
     """Or live devices, which know no truth, count as a model that is always right."""
     publish_champion(bench.settings, None)
-    land(bench.settings, _yesterday(devices=1).with_columns(fire_alarm=pl.lit(None, pl.Boolean)))
+    land(bench.settings, _the_day(devices=1).with_columns(fire_alarm=pl.lit(None, pl.Boolean)))
     told = bench.run(names.JOB_PERFORMANCE)
     assert told.observed is not None
     assert "known truth" in told.observed["reason"]
@@ -437,7 +441,7 @@ def test_readings_without_truth_are_not_scored(bench: Bench) -> None:
 
 def test_history_of_the_whole_lake(bench: Bench) -> None:
     """Or the weekly report leaves out days."""
-    land(bench.settings, as_landed(simulated(2, today() - timedelta(days=4), 72)))
+    land(bench.settings, as_landed(simulated(2, START, 72)))
     told = bench.run(names.JOB_HISTORY)
     assert told.materialised is not None
     assert (told.materialised["days"], told.materialised["devices"]) == (3, 2)
@@ -451,7 +455,7 @@ def test_history_of_the_whole_lake(bench: Bench) -> None:
 
 def test_a_repeated_recording_fails_the_check_by_name(bench: Bench) -> None:
     """Or somebody trains on copies because a check said no more than that it failed."""
-    once = simulated(1, today() - timedelta(days=4), 20)
+    once = simulated(1, START, 20)
     again = once.with_columns(pl.col("event_time") + timedelta(hours=40), device_id=pl.lit("copy"))
     land(bench.settings, as_landed(pl.concat([once, again])))
     told = bench.run(names.JOB_HISTORY)

@@ -219,15 +219,19 @@ def test_simulated_history_is_sent_whole_and_ends_now(
     """Readings from the future would be dead letters, and a gap at a stretch's seam would be a loss."""
     topic = make_topic(partitions=3)
     options = ("--devices", "30", "--seconds", "100", "--rate", "max", "--seed", "3", "--json", "--topic", topic)
+    began = time.time()
     done = smoke("produce", "simulate", *options)
     assert done.returncode == 0, done.stderr
     messages = read_all(broker.bootstrap_servers, topic)
     assert json.loads(done.stdout)["acknowledged"] == len(messages)
     readings = [parse_reading(message.value()) for message in messages.values()]
-    assert {reading.device_id for reading in readings} == {f"sim-{number:04d}" for number in range(1, 31)}
+    # The simulator's faults silence a device now and then, and it depends on the time which one.
+    heard = {reading.device_id for reading in readings}
+    assert heard <= {f"sim-{number:04d}" for number in range(1, 31)}
+    assert len(heard) >= 28
     assert 0.8 < len(readings) / 3000 <= 1
     newest = max(reading.event_time for reading in readings).timestamp()
-    assert -30 < newest - time.time() <= 0
+    assert began - 10 < newest <= time.time()
     keys = {(reading.device_id, reading.event_time, reading.sequence) for reading in readings}
     assert len(keys) == len(readings)
 
@@ -326,7 +330,10 @@ def test_the_live_simulator_waits_for_its_broker_and_stops_cleanly(
         messages = read_all(embedded.bootstrap_servers, topic)
         assert outcome["acknowledged"] == outcome["sent"] == len(messages)
         readings = [parse_reading(message.value()) for message in messages.values()]
-        assert len({reading.device_id for reading in readings}) == 20
+        # A fault of the simulator may silence a device just now.
+        heard = {reading.device_id for reading in readings}
+        assert heard <= {f"sim-{number:04d}" for number in range(1, 21)}
+        assert len(heard) >= 18
         assert all(abs(reading.event_time.timestamp() - time.time()) < 120 for reading in readings)
         assert all(int(reading.event_time.timestamp()) == reading.sequence for reading in readings)
     finally:

@@ -185,11 +185,12 @@ def test_the_sensor_runs_without_a_lake_and_survives_a_reset_cursor(
 ) -> None:
     """Without it the sensor would fail on a fresh platform, and a reset cursor would reuse keys that Dagster drops."""
     private = settings_for(tmp_path)
-    now = datetime.now(UTC) + timedelta(seconds=5)
-    empty = orchestration.evaluate(private, POLICY, None, frozenset(), now)
+    empty = orchestration.evaluate(private, POLICY, None, frozenset(), datetime.now(UTC))
     assert not empty.run_requests
     data.land(Lake(private.lake), data.random_readings(DAY, 10, 1))
     data.land(Lake(private.lake), data.random_readings(date(2001, 1, 1), 10, 1))  # before the first partition
+    # Taken only now: what landed must not lie in its future, however long it took to land.
+    now = datetime.now(UTC) + timedelta(seconds=5)
     one = orchestration.evaluate(private, POLICY, empty.cursor, frozenset(), now)
     other = orchestration.evaluate(private, POLICY, None, frozenset(), now)
     keys = [request.run_key for result in (one, other) for request in result.run_requests or []]
