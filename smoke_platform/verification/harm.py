@@ -63,12 +63,8 @@ class Harm:
         self._began = time.monotonic()
         self._thread.start()
 
-    @property
-    def finished(self) -> bool:
-        return len(self.done) >= self._kills or not self._thread.is_alive()
-
     def wait(self, seconds: float) -> None:
-        """Returns when all kills were made, or so many seconds have passed."""
+        """Returns when all kills were made, at the latest after so many seconds."""
         self._thread.join(seconds)
 
     def stop(self) -> None:

@@ -62,10 +62,11 @@ TRAINING_DEADLINE_S = 900.0
 ALARM_DEADLINE_S = 120.0
 #: Of the device whose alarm is looked for, one a second: enough to know what is normal, and more than rules ask for.
 CALM_READINGS, BURNING_READINGS = 30, 15
-#: A replay with kills is stretched to this many seconds a kill, and its last part waits until all are made.
+#: A replay with kills is stretched to this many seconds a kill. Its last part trickles until all are made, for so long
+#: at most: a streaming run to be killed is there only while readings come.
 KILL_SPACING_S = 8.0
 HELD_BACK_SHARE = 0.1
-KILLS_DEADLINE_S = 300.0
+HELD_BACK_S = 300.0
 KILLED = ("streaming run", "broker", "Dagster daemon")
 
 
@@ -216,10 +217,10 @@ class _Proof:
         began = time.monotonic()
         left = iter(bad)
         owed = 0.0
-        held_back_from = round(self.feed.readings.height * (1.0 - HELD_BACK_SHARE))
+        held_back = max(1, round(self.feed.readings.height * HELD_BACK_SHARE))
         for number, (device, value) in enumerate(self.feed.messages()):
-            if harm is not None and number == held_back_from:
-                harm.wait(KILLS_DEADLINE_S)
+            if harm is not None and number >= self.feed.readings.height - held_back:
+                harm.wait(HELD_BACK_S / held_back)
             good_producer.send(device, value)
             owed += share * chance.uniform(0.0, 2.0)
             while owed >= 1.0:
