@@ -213,7 +213,11 @@ def flood(settings: Settings, seed: int, kills: int, count: int, seconds: float,
         producer.raise_failures()
         took = time.monotonic() - began
         producer.close()
+        named: set[str] = set()
         deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline and not critical <= named:
+            named = {found for _, _, text in receiver.received for found in re.findall(r"alarm ([0-9a-f]{20})", text)}
+            time.sleep(0.2)
         for watcher in watchers:
             watcher.join(_PATIENCE_S)
         appended = _append_times(settings.brokers, settings.kafka_partitions, count)
@@ -224,8 +228,7 @@ def flood(settings: Settings, seed: int, kills: int, count: int, seconds: float,
             )
             waiting = health["channels"][CHANNEL]["waiting_alarms"]
             judged = _judged(receiver.received, critical, appended, outages, count, waiting)
-            missing = judged["critical_missing"] or judged["not_critical"]["lost"] > 0
-            if not missing or time.monotonic() > deadline:
+            if judged["not_critical"]["lost"] <= 0 or time.monotonic() > deadline:
                 break
             time.sleep(0.2)
     finally:

@@ -241,17 +241,20 @@ class Cluster:
         Raises:
             SmokeError: where the broker refuses, or tells of other values after the time limit of this connection.
         """
+        deadline = time.monotonic() + self._timeout_s
         resource = ConfigResource(ConfigResourceType.TOPIC, topic, dict(config))
         with _speaking(self.brokers):
             outcome = self._admin.alter_configs([resource])["topic"][topic]
         if outcome != "OK":
             raise SmokeError(f"the broker refuses to change topic {topic}: {outcome}")
-
-        def told() -> bool:
-            state = self.describe([topic]).get(topic)
-            return state is None or config.items() <= state.config.items()
-
-        self._wait_until(told, f"the change of topic {topic}")
+        # As with a deleted one: the controller answers before the brokers know.
+        while (state := self.describe([topic]).get(topic)) is not None and not config.items() <= state.config.items():
+            if time.monotonic() >= deadline:
+                raise SmokeError(
+                    f"{self.brokers} does not tell of the changed topic {topic} after {self._timeout_s:g} s",
+                    "look into the broker's log; `smoke topics list` shows the topics as they are",
+                )
+            time.sleep(0.02)
 
     def delete(self, names: Sequence[str]) -> None:
         """Deletes topics with their messages, and waits until the broker no longer tells of them.
@@ -261,26 +264,20 @@ class Cluster:
         Raises:
             SmokeError: where the broker still tells of one after the time limit of this connection.
         """
+        deadline = time.monotonic() + self._timeout_s
         with _speaking(self.brokers):
             doomed = {topic["topic_id"]: topic["name"] for topic in self._known(list(names))}
             if not doomed:
                 return
             self._admin.delete_topics(list(doomed.values()))
-            self._wait_until(
-                lambda: not any(topic["topic_id"] in doomed for topic in self._known(list(doomed.values()))),
-                f"the end of {', '.join(doomed.values())}",
-            )
-
-    def _wait_until(self, told: Callable[[], bool], what: str) -> None:
-        """The controller answers before the brokers know: one that is busy tells of what was for seconds."""
-        deadline = time.monotonic() + self._timeout_s
-        while not told():
-            if time.monotonic() >= deadline:
-                raise SmokeError(
-                    f"{self.brokers} does not tell of {what} after {self._timeout_s:g} s",
-                    "look into the broker's log; `smoke topics list` shows the topics as they are",
-                )
-            time.sleep(0.02)
+            # The controller answers before the brokers know: one that is busy tells of the topic for seconds.
+            while left := [topic for topic in self._known(list(doomed.values())) if topic["topic_id"] in doomed]:
+                if time.monotonic() >= deadline:
+                    raise SmokeError(
+                        f"{self.brokers} tells of the deleted topic {left[0]['name']} after {self._timeout_s:g} s",
+                        "look into the broker's log; `smoke topics list` shows which topics are there",
+                    )
+                time.sleep(0.02)
 
     def _known(self, names: list[str]) -> list[Any]:
         # Asked for none, a broker tells of all.

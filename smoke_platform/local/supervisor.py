@@ -417,7 +417,7 @@ class Platform:
             with contextlib.suppress(OSError, HTTPException, xmlrpc.client.Error):
                 self._stop_all_but_kafka(deadline)
                 self._rpc().supervisor.shutdown()
-            while is_alive(supervisor) and time.monotonic() < deadline:
+            while _alive(supervisor) and time.monotonic() < deadline:
                 if self._child is not None:
                     self._child.poll()
                 time.sleep(0.05)
@@ -482,8 +482,7 @@ def platform_broker(settings: Settings) -> EmbeddedBroker:
     )
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of that id runs; one that has ended and was not collected yet does not."""
+def _alive(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -856,7 +856,7 @@ class Landing:
         except KafkaUnreachable:
             # The topic may be gone for good; the next run is told of it when it begins.
             return False
-        return any(lag(self._reached, marks).values())
+        return any(end > max(start, self._reached.get(number, 0)) for number, (start, end) in marks.items())
 
     def _gap(self, growing: MessageBatch) -> bool:
         """Whether a partition ends with offsets that hold no message: the position moves past them."""

@@ -38,7 +38,7 @@ from smoke_platform.adapters.lake_files import FileShape
 from smoke_platform.adapters.lease import Lease
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.domain.landing import CLOCK_SCHEMA
-from smoke_platform.domain.offsets import advanced, lag, start_points
+from smoke_platform.domain.offsets import advanced, start_points
 from smoke_platform.settings import Settings
 from smoke_platform.streaming.landing import (
     BEAT_EVERY_S,
@@ -280,7 +280,7 @@ class SparkLanding:
             marks = self._watcher.watermarks(self._facts.partitions)
         except KafkaUnreachable:
             return True
-        return any(lag(self._positions, marks).values())
+        return any(end > max(start, self._positions.get(number, 0)) for number, (start, end) in marks.items())
 
     def _end(self, query: Any) -> None:
         """Stops the query between two batches: one that is under way ends in good order."""

@@ -465,13 +465,14 @@ class _Proof:
         """
         killed = {kill.run_id for kill in self.harm.done if kill.run_id} if self.harm else set()
         finished = [run for run in runs if run.finished]
-        taken_along = _taken_along(finished) - killed if killed else set()
-        judged = [run for run in finished if run.run_id not in killed | taken_along]
+        judged = [run for run in finished if run.run_id not in killed]
+        taken_along = _taken_along(finished) if killed else set()
+        judged = [run for run in judged if run.run_id not in taken_along]
         failed = [run for run in judged if run.status != "SUCCESS"]
         by_job = Counter(run.job for run in judged)
         excepted = f", but the {len(killed)} that were killed" if killed else ""
-        if taken_along:
-            excepted += f" and {len(taken_along)} that the kills took along"
+        if with_them := len(taken_along - killed):
+            excepted += f" and {with_them} that the kills took along"
         self._add(
             "every Dagster run is green" + excepted,
             not failed and bool(judged),

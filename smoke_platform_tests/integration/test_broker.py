@@ -21,7 +21,6 @@ from smoke_platform.adapters import java
 from smoke_platform.domain.errors import SmokeError
 from smoke_platform.local.broker import EmbeddedBroker, is_ready
 from smoke_platform.local.jars import BROKER
-from smoke_platform.local.supervisor import is_alive
 from smoke_platform.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -35,6 +34,13 @@ def own_broker(tmp_path: Path, free_port: Callable[[], int], cache_dir: Path) ->
     broker = EmbeddedBroker(tmp_path / "käfka ☂", free_port(), free_port(), cache_dir)
     yield broker
     broker.stop()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def until(condition: Callable[[], bool], what: str, timeout_s: float = 120.0) -> None:
@@ -275,7 +281,7 @@ def test_a_broker_does_not_outlive_the_killed_process_that_started_it(
         pid = int(parent.stdout.readline())
         assert psutil.pid_exists(pid)
         parent.kill()
-    until(lambda: not is_alive(pid), "it ends")
+    until(lambda: not alive(pid), "it ends")
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

@@ -43,7 +43,6 @@ from smoke_platform.domain.readings import Reading
 from smoke_platform.domain.recordings import RecordingFile
 from smoke_platform.domain.simulator import simulate
 from smoke_platform.local.broker import EmbeddedBroker
-from smoke_platform.local.supervisor import is_alive
 from smoke_platform.orchestration import landing as orchestration
 from smoke_platform.orchestration import names
 from smoke_platform.settings import Settings
@@ -567,7 +566,14 @@ def test_a_driver_does_not_outlive_the_run_that_started_it() -> None:
         pid = int(parent.stdout.readline())
         assert psutil.pid_exists(pid)
         parent.kill()
-    wait_for(lambda: not is_alive(pid), 60)
+
+    def is_gone() -> bool:
+        try:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:  # also of one that ends between the two
+            return True
+
+    wait_for(is_gone, 60)
 
 
 def test_status_says_what_runs_and_what_is_missing(platform: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
